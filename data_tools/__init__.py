@@ -1,0 +1,1 @@
+"""Dataset tools: read, check, caption and bucket pictures. Works without torch."""

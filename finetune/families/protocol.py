@@ -1,0 +1,148 @@
+"""What a model family must offer. Nine members, no base class with behaviour: a family is data and plain functions.
+
+Everything above this file (sampling, training, preference, evaluation) speaks to a family only through `ModelFamily`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+    from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
+
+
+@dataclass(frozen=True)
+class LicenceTerms:
+    """The base's licence as a Hub card needs it.
+
+    identifier: Hub licence id, or "other".  name, link: shown when the id is "other".
+    publishable: whether derived adapters may be published at all.  notice: text that must accompany one, or "".
+    naming: a name that the derived model's name must contain, or "".  territory: places left out, or "".
+    """
+
+    identifier: str
+    name: str
+    link: str
+    publishable: bool = True
+    notice: str = ""
+    naming: str = ""
+    territory: str = ""
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What is constant for a family and needed without loading anything.
+
+    pipeline_classes: diffusers class names in `model_index.json` that this family serves.
+    size_multiple: training sizes are multiples of this many pixels.  resolution: usual training edge in pixels.
+    targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there.
+    never_quantise: module name parts to keep in full precision.
+    """
+
+    name: str
+    pipeline_classes: tuple[str, ...]
+    size_multiple: int
+    resolution: int
+    targets: Mapping[str, str]
+    licence: LicenceTerms
+    never_quantise: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What one caption became: named tensors and masks without a batch dimension, independent of its neighbours."""
+
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """Encoded pictures, already scaled as the transformer sees them. mean, std: (B, C, h, w) float32; std is 0 where
+    the encoder is deterministic. A latent is drawn as mean + std * noise at every step."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class PictureGeometry:
+    """Sizes in pixels as (height, width), and the crop's (top, left) in the resized picture; some models are told."""
+
+    original: tuple[int, int]
+    target: tuple[int, int]
+    crop: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes that the plan computes with; one entry in `blocks` per kind of transformer block.
+
+    parameters: number of the transformer.  tokens_per_pixel: image tokens / (height * width).
+    text_tokens: length of the text that takes part in attention.
+    """
+
+    parameters: int
+    hidden_size: int
+    heads: int
+    blocks: Mapping[str, int]
+    feed_forward_size: int
+    tokens_per_pixel: float
+    text_tokens: int
+    latent_channels: int
+    latent_factor: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ModelFamily(Protocol):
+    """How one family loads, encodes pictures and prompts, predicts, and draws."""
+
+    facts: FamilyFacts
+
+    def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
+        """The family's diffusers pipeline with only `parts` in memory, every other component None.
+
+        parts: of {"text", "vae", "transformer"}; the scheduler is always there. Weights arrive without a second copy.
+        """
+        ...
+
+    def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
+        """From the base's own scheduler configuration; `sampling` None takes what the family's makers use."""
+        ...
+
+    def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
+        """pixels: (B, 3, H, W) float32 in [-1, 1]. Needs the part "vae"."""
+        ...
+
+    def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """One Conditioning a prompt, equal for any batch it is encoded in. Needs the part "text"."""
+        ...
+
+    def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
+                geometries: Sequence[PictureGeometry]) -> Tensor:
+        """noisy: (B, C, h, w) float32 -> prediction of the same shape, float32, in the space of `Objective.target`."""
+        ...
+
+    def pipeline_inputs(self, pipeline: Any, conditionings: Sequence[Conditioning],
+                        negatives: Sequence[Conditioning], height: int, width: int) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's own call that replace the prompt, and what this family always needs."""
+        ...
+
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        """From the transformer's `config.json` alone; loads nothing."""
+        ...
+
+    def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        """Train mode, gradient checkpointing of that many blocks (0: none), workarounds for library defects.
+        Called after LoRA is injected."""
+        ...
+
+    def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
+        """Encoder name -> (tokens of this prompt, limit). Needs the part "text" (tokenizers suffice)."""
+        ...
