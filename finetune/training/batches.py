@@ -1,0 +1,56 @@
+"""Which pictures are in step n: a pure function of (seed, n), so that a resumed run sees what an unbroken one would."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from finetune.randomness import python_random
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of a picture: its index in the training set, and its number within the optimizer step.
+
+    `index` names every draw made for this use, so that draws do not depend on how the step is cut into micro-batches
+    or spread over processes.
+    """
+
+    picture: int
+    index: int
+
+
+class BatchOrder:
+    """Batches of pictures that share a bucket. Every picture is seen exactly `repeats` times an epoch; batches that
+    a bucket cannot fill stay small instead of being dropped.
+
+    buckets: one hashable a picture.  repeats: how often each picture counts in an epoch.
+    """
+
+    def __init__(self, buckets: Sequence[Hashable], repeats: Sequence[int], batch_size: int, accumulation: int, seed: int):
+        self.members: dict[Hashable, list[int]] = {}
+        for picture, bucket in enumerate(buckets):
+            self.members.setdefault(bucket, []).extend([picture] * repeats[picture])
+        self.batch_size, self.accumulation, self.seed = batch_size, accumulation, seed
+        self.batches_per_epoch = sum(-(-len(pictures) // batch_size) for pictures in self.members.values())
+        self._epoch = lru_cache(maxsize=2)(self._shuffled_epoch)
+
+    def _shuffled_epoch(self, epoch: int) -> list[list[int]]:
+        batches = []
+        for number, pictures in enumerate(self.members.values()):
+            shuffled = list(pictures)
+            python_random(self.seed, "picture order", epoch, number).shuffle(shuffled)
+            batches += [shuffled[start:start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
+        python_random(self.seed, "batch order", epoch).shuffle(batches)
+        return batches
+
+    def micro_batches(self, step: int) -> list[list[Sample]]:
+        """The `accumulation` micro-batches of optimizer step `step` (0-based), each of one bucket."""
+        result, index = [], 0
+        for position in range(step * self.accumulation, (step + 1) * self.accumulation):
+            epoch, place = divmod(position, self.batches_per_epoch)
+            pictures = self._epoch(epoch)[place]
+            result.append([Sample(picture, index + offset) for offset, picture in enumerate(pictures)])
+            index += len(pictures)
+        return result
