@@ -37,6 +37,21 @@ class LicenceTerms:
 
 
 @dataclass(frozen=True)
+class TextStream:
+    """Where learned thinking tokens (`finetune.thinking.tokens`) go among the text states of a Conditioning.
+
+    states: name of the tensor (tokens, width) that they join.  mask: name of its mask (tokens,), or None.
+    placement: "last_slots" where the text length is fixed (written over the last slots, which must be free), or
+    "append" where it is free.  per_token: names of further tensors with one row a token, lengthened by repeating their last row.
+    """
+
+    states: str
+    mask: str | None
+    placement: str
+    per_token: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FamilyFacts:
     """What is constant for a family and needed without loading anything.
 
@@ -44,6 +59,7 @@ class FamilyFacts:
     size_multiple: training sizes are multiples of this many pixels.  resolution: usual training edge in pixels.
     targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there.
     never_quantise: module name parts to keep in full precision.
+    text_stream: where thinking tokens go, or None where the family takes none.
     """
 
     name: str
@@ -53,6 +69,7 @@ class FamilyFacts:
     targets: Mapping[str, str]
     licence: LicenceTerms
     never_quantise: tuple[str, ...] = ()
+    text_stream: TextStream | None = None
 
 
 @dataclass(frozen=True)
