@@ -1,0 +1,179 @@
+"""What is wrong with a recipe value, in words: what was given, what is allowed, and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from finetune.recipe_settings import SECTIONS, Colour
+
+SHOWN_CHARACTERS = 60
+
+# What other trainers call these settings; people type them from memory.
+NAMES_ELSEWHERE = {
+    "network_dim": "adapter.rank", "lora_rank": "adapter.rank", "lora_r": "adapter.rank", "r": "adapter.rank", "dim": "adapter.rank",
+    "network_alpha": "adapter.alpha", "lora_alpha": "adapter.alpha", "target_modules": "adapter.targets",
+    "lora_dropout": "adapter.dropout", "lr": "training.learning_rate", "unet_lr": "training.learning_rate",
+    "max_train_steps": "training.steps", "max_steps": "training.steps", "num_train_steps": "training.steps", "iterations": "training.steps",
+    "train_batch_size": "training.batch_size", "gradient_accumulation_steps": "training.accumulation",
+    "optimizer_type": "training.optimizer", "lr_scheduler": "training.schedule", "scheduler": "training.schedule",
+    "lr_warmup_steps": "training.warmup", "max_grad_norm": "training.gradient_clip", "mixed_precision": "training.precision",
+    "gradient_checkpointing": "training.checkpointed_blocks", "save_every": "training.checkpoint_every",
+    "save_every_n_steps": "training.checkpoint_every", "max_data_loader_n_workers": "training.workers",
+    "pretrained_model_name_or_path": "base.model", "model_name": "base.model", "train_data_dir": "data.folder",
+    "instance_data_dir": "data.folder", "dataset": "data.folder", "trigger_word": "data.trigger", "instance_prompt": "data.trigger",
+    "caption_dropout_rate": "data.caption_dropout", "shuffle_caption": "data.caption_shuffle", "quantize": "base.hold",
+    "timestep_sampling": "objective.timesteps", "discrete_flow_shift": "objective.shift", "min_snr_gamma": "objective.gamma",
+    "guidance_scale": "samples.guidance", "sample_every": "samples.every", "validation_prompt": "samples.prompts",
+}
+
+
+def all_keys() -> list[str]:
+    """Every setting as `section.key`, in the order of the file."""
+    return [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name most like `given`, or None when nothing is like it."""
+    found = difflib.get_close_matches(given[:200].lower(), list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def hint_for_unknown(section: str, key: str) -> str:
+    """What an unknown `section.key` was probably meant to be."""
+    elsewhere = NAMES_ELSEWHERE.get(key)
+    if section in SECTIONS:
+        fields = SECTIONS[section].model_fields
+        if near := nearest(key, fields):
+            return f"did you mean `{section}.{near}`?"
+        elsewhere = elsewhere or next((known for known in all_keys() if known.endswith(f".{key}")), None)
+    meant = elsewhere or nearest(f"{section}.{key}", all_keys())
+    if meant:
+        return f"did you mean `{meant}`?"
+    return f"[{section}] has {', '.join(SECTIONS[section].model_fields)}" if section in SECTIONS else sections_hint(section)
+
+
+def sections_hint(name: str) -> str:
+    """What an unknown section or top-level key was probably meant to be."""
+    if name in NAMES_ELSEWHERE:
+        return f"did you mean `{NAMES_ELSEWHERE[name]}`?"
+    owner = next((known for known in all_keys() if known.endswith(f".{name}")), None)
+    if owner:
+        return f"`{name}` belongs into [{owner.partition('.')[0]}]"
+    if near := nearest(name, SECTIONS):
+        return f"did you mean [{near}]?"
+    if near := nearest(name, [known.partition(".")[2] for known in all_keys()]):
+        return f"did you mean `{next(known for known in all_keys() if known.endswith('.' + near))}`?"
+    return f"the sections are {', '.join(SECTIONS)}"
+
+
+def wrong_value(section: str, key: str, given: Any) -> tuple[str, str]:
+    """(what, fix) for a value that its setting does not take."""
+    field = SECTIONS[section].model_fields[key]
+    fix = f"{section}.{key} takes {allowed_values(field)}"
+    if isinstance(given, str) and (near := nearest(given, choices(field))):
+        fix = f'did you mean "{near}"? {fix}'
+    elif isinstance(given, str) and _is_number(given) and takes_numbers(field):
+        fix = f"write the number without quotes; {fix}"
+    return f"`{key}` cannot be {shown(given)}", fix
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe would write it, shortened."""
+    if isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, str):
+        text = f'"{value}"'.encode("ascii", "backslashreplace").decode() if not value.isprintable() else f'"{value}"'
+    elif isinstance(value, dict):
+        text = "a table"
+    else:
+        text = str(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _members(annotation: Any) -> list[tuple[Any, list[Any]]]:
+    """The alternatives of an annotation, each with its limits."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    if origin is Annotated:
+        kind, *limits = get_args(annotation)
+        flat = [part for limit in limits for part in (limit.metadata if isinstance(limit, FieldInfo) else [limit])]
+        return [(inner, more + flat) for inner, more in _members(kind)]
+    return [(annotation, [])]
+
+
+def _field_members(field: FieldInfo) -> list[tuple[Any, list[Any]]]:
+    return [(kind, limits + list(field.metadata)) for kind, limits in _members(field.annotation)]
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The words that a setting can be, if it is chosen from a list."""
+    return [word for kind, _ in _field_members(field) if get_origin(kind) is Literal for word in get_args(kind)]
+
+
+def takes_numbers(field: FieldInfo) -> bool:
+    """Whether a number can be given."""
+    return any(kind in (int, float) for kind, _ in _field_members(field))
+
+
+def takes_only_text(field: FieldInfo) -> bool:
+    """Whether a bare word on the command line is text, whatever it looks like."""
+    return all(kind in (str, Path, NoneType) for kind, _ in _field_members(field))
+
+
+def may_be_left_out(field: FieldInfo) -> bool:
+    """Whether nothing is a value of this setting."""
+    return any(kind is NoneType for kind, _ in _field_members(field))
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """In words: "a whole number from 1 to 1024"."""
+    kinds = {bool: "true or false", str: "text", Path: "a folder"}
+    words = []
+    for kind, limits in _field_members(field):
+        if get_origin(kind) is Literal:
+            words.append(_either([f'"{word}"' for word in get_args(kind)]))
+        elif kind in (int, float):
+            words.append(("a whole number" if kind is int else "a number") + _range(limits))
+        elif get_origin(kind) is tuple:
+            words.append("a list of texts, at most 64")
+        elif kind in kinds:
+            words.append('a colour such as "#ffffff"' if list(get_args(Colour)[1:]) == limits else kinds[kind])
+    return _either(words)
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _range(limits: list[Any]) -> str:
+    low = high = ""
+    for limit in limits:
+        if isinstance(limit, annotated_types.Ge):
+            low = f" from {_number(limit.ge)}"
+        elif isinstance(limit, annotated_types.Gt):
+            low = f" above {_number(limit.gt)} and"
+        elif isinstance(limit, annotated_types.Le):
+            high = f" up to {_number(limit.le)}"
+        elif isinstance(limit, annotated_types.Lt):
+            high = f" to below {_number(limit.lt)}"
+    return low + high
+
+
+def _number(value: Any) -> str:
+    return "2^63 - 1" if value == 2**63 - 1 else str(value)

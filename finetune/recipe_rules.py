@@ -1,0 +1,47 @@
+"""What must hold between settings, as data: each rule names the setting to change and looks at whole sections."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from finetune.recipe_settings import Section
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`broken(*sections)` is true when the rule is violated; `sections` are its arguments by name."""
+
+    key: str
+    sections: tuple[str, ...]
+    broken: Callable[..., bool]
+    what: str
+    fix: str
+
+
+def _not_an_expression(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return True
+    return False
+
+
+RULES = (
+    Rule("data.trigger", ("data",), lambda data: data.missing_caption == "trigger" and not data.trigger,
+         "is needed, because missing_caption is \"trigger\"", 'set data.trigger, or missing_caption = "empty"'),
+    Rule("adapter.targets", ("adapter",), lambda adapter: _not_an_expression(adapter.targets),
+         "is not a regular expression", 'use a preset such as "attention", or an expression like "blocks.*attn1.to_q"'),
+    Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
+         "is longer than the whole training", "make it smaller than training.steps"),
+    Rule("samples.height", ("samples",), lambda samples: (samples.height is None) != (samples.width is None),
+         "and `samples.width` go together", "set both, or neither"),
+)
+
+
+def broken_rules(valid: Mapping[str, Section]) -> Iterator[Rule]:
+    """The rules that do not hold, among those whose sections are all there."""
+    for rule in RULES:
+        if all(name in valid for name in rule.sections) and rule.broken(*(valid[name] for name in rule.sections)):
+            yield rule

@@ -1,0 +1,148 @@
+"""Every setting of a run: its type, unit, default, range and meaning. This file is the only place that states them.
+
+`brushwork recipe explain KEY`, error messages and the documentation are all read from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+# NUL is the one character that no file name, prompt or Hub id can carry and that breaks system calls.
+Text = Annotated[str, StringConstraints(max_length=8192, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00\r\n]+$")]
+Colour = Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
+Size = Annotated[int, Field(ge=16, le=8192)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+def _usable_path(path: Path) -> Path:
+    text = str(path)
+    if len(text) > 4096 or "\x00" in text or not text.isprintable():
+        raise ValueError("not a usable path")
+    return path
+
+
+Folder = Annotated[Path, Field(strict=False), AfterValidator(_usable_path)]
+
+
+def setting(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
+    """A field with its meaning, unit ("" for none) and limits (ge, gt, le, lt)."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit}, **limits)
+
+
+class Section(BaseModel):
+    """Settings that are checked strictly: "16" is not 16, true is not 1, an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BaseSettings(Section):
+    """The model that the adapter is for."""
+
+    model: Name = setting(..., "The base model: `mini` for the embedded one, a folder in diffusers layout, or a Hub id such as `owner/name`.")
+    revision: Name | None = setting(None, "Hub branch, tag or commit; left out: the newest at the first run, and its commit is recorded.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Number format of the weights in memory; auto takes what the device is fast in and says why.")
+    hold: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4", "streamed"] = setting(
+        "auto", "How the frozen base weights are held while training: full, 8-bit, 4-bit (nf4), or streamed block by block from the file.")
+
+
+class DataSettings(Section):
+    """The pictures and their captions."""
+
+    folder: Folder | None = setting(
+        None, "Folder of pictures; a relative path in a recipe file counts from that file, on the command line from where you are.")
+    trigger: Name | None = setting(None, "Word or phrase put in front of every caption; it is never shuffled or dropped with single parts.")
+    missing_caption: Literal["error", "empty", "trigger", "file_name"] = setting(
+        "error", "What to do with a picture without caption: stop, use an empty caption, the trigger alone, or its file name.")
+    resolution: Size | None = setting(None, "Edge of a square training picture; buckets of other shapes have about the same area. Left out: the family's own.", "pixels")
+    buckets: int = setting(8, "Most training sizes to sort pictures into; 1 crops everything to one shape.", "sizes", ge=1, le=64)
+    upscale: bool = setting(False, "Whether pictures smaller than their bucket are enlarged; otherwise they get a smaller bucket.")
+    fit: Literal["crop", "pad"] = setting("crop", "How a picture meets its bucket: cut the longer side, or fill with the background colour.")
+    background: Colour = setting("#ffffff", "Colour behind transparent pictures and in padding, as #rrggbb.")
+    caption_dropout: float = setting(0.1, "Share of steps in which a picture is trained with the empty caption; guidance needs some.", "share", ge=0, le=1)
+    caption_shuffle: bool = setting(False, "Whether comma-separated parts of a caption change places from step to step.")
+    keep_tokens: int = setting(1, "How many first comma-separated parts stay in place when the others are shuffled.", "parts", ge=0, le=100)
+    thinking: Literal["plain", "trace", "mixed"] = setting(
+        "plain", "Which captions are trained: the plain ones, those with their thinking trace, or both in turn.")
+
+
+class AdapterSettings(Section):
+    """What is trained."""
+
+    kind: Literal["lora"] = setting("lora", "Kind of adapter.")
+    rank: int = setting(16, "Rank of the two LoRA matrices; more holds more and needs more memory.", "dimensions", ge=1, le=1024)
+    alpha: float | None = setting(None, "LoRA scale is alpha / rank. Left out: alpha = rank, a scale of 1.", "", gt=0, le=4096)
+    targets: Name = setting("attention", "Which modules get LoRA: a preset of the family, or a regular expression over whole module names.")
+    dropout: float = setting(0.0, "Share of the LoRA input dropped while training.", "share", ge=0, lt=1)
+
+
+class TrainingSettings(Section):
+    """How it is trained."""
+
+    steps: int = setting(1000, "Optimizer steps in total.", "optimizer steps", ge=1, le=10_000_000)
+    batch_size: int = setting(1, "Pictures in one forward pass.", "pictures", ge=1, le=4096)
+    accumulation: int = setting(1, "Forward passes whose gradients are added up for one optimizer step.", "passes", ge=1, le=4096)
+    learning_rate: float = setting(1e-4, "Highest learning rate.", "per optimizer step", gt=0, le=1)
+    optimizer: Literal["auto", "adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion8bit"] = setting(
+        "auto", "auto takes adamw8bit on a GPU and fused adamw on a CPU, where 8-bit is slower.")
+    weight_decay: float = setting(0.0, "Decoupled weight decay.", "", ge=0, le=1)
+    schedule: Literal["constant", "cosine", "linear"] = setting("constant", "How the learning rate goes on after the warm-up.")
+    warmup: Count = setting(0, "Steps in which the learning rate rises from zero.", "optimizer steps")
+    gradient_clip: float = setting(1.0, "Largest norm of all gradients together; 0 is off.", "norm", ge=0, le=1_000_000)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Number format of the forward and backward pass; auto says what it took and why.")
+    checkpointed_blocks: Literal["auto"] | Count = setting(
+        "auto", "Transformer blocks whose activations are computed twice to save memory; auto takes as few as fit.", "blocks")
+    seed: int = setting(0, "Everything random in the run follows from it.", "", ge=0, le=2**63 - 1)
+    checkpoint_every: int = setting(250, "A checkpoint is written after this many steps; 0 writes only the last one.", "optimizer steps", ge=0, le=10_000_000)
+    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", "checkpoints", ge=1, le=10_000)
+    non_finite: Literal["stop", "skip"] = setting("stop", "What to do when a loss or gradient is NaN or infinite: stop, or skip the step and count it.")
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = setting(
+        "auto", "Processes that read and resize pictures before training; 0 works in the main process.", "processes")
+
+
+class ObjectiveSettings(Section):
+    """Which noise levels are trained, and how much each counts."""
+
+    timesteps: Literal["auto", "uniform", "logit_normal", "shifted", "logit_normal_shifted"] = setting(
+        "auto", "Density of the noise levels; auto is what the family's makers use.")
+    shift: float = setting(1.0, "More high noise above 1, more low noise below; for the shifted densities.", "", gt=0, le=100)
+    mean: float = setting(0.0, "Mean of the logit-normal density.", "", ge=-10, le=10)
+    std: float = setting(1.0, "Standard deviation of the logit-normal density.", "", gt=0, le=10)
+    stratified: bool = setting(True, "Whether the noise levels of one step are spread evenly over the density, which makes gradients less noisy.")
+    weighting: Literal["none", "min_snr"] = setting("none", "Weight of a sample's loss by its noise level.")
+    gamma: float = setting(5.0, "Cap of min_snr.", "", gt=0, le=1000)
+
+
+class SampleSettings(Section):
+    """Pictures drawn before, during and after training, always with the same prompts and seeds."""
+
+    prompts: Annotated[tuple[Text, ...], Field(strict=False, max_length=64)] = setting((), "What to draw. Left out: captions of the data.")
+    negative: Text = setting("", "Negative prompt.")
+    every: Count = setting(0, "Draw after this many steps; 0 draws only before and after.", "optimizer steps")
+    steps: int = setting(20, "Sampler steps of a picture.", "sampler steps", ge=1, le=1000)
+    guidance: float = setting(5.0, "Classifier-free guidance; 1 is off.", "", ge=0, le=100)
+    seed: int = setting(0, "Seed of the first picture; the others count up.", "", ge=0, le=2**63 - 1)
+    height: Size | None = setting(None, "Height of the pictures. Left out: the training resolution.", "pixels")
+    width: Size | None = setting(None, "Width of the pictures. Left out: the training resolution.", "pixels")
+
+
+class PublishSettings(Section):
+    """Where the adapter goes, if anywhere; nothing is uploaded by training."""
+
+    repo: Name | None = setting(None, "Hub repository such as `owner/name` that `brushwork publish` proposes.")
+    licence: Name | None = setting(None, "Licence of your adapter where the base's licence leaves a choice.")
+    private: bool = setting(True, "Whether a published repository starts private.")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "base": BaseSettings,
+    "data": DataSettings,
+    "adapter": AdapterSettings,
+    "training": TrainingSettings,
+    "objective": ObjectiveSettings,
+    "samples": SampleSettings,
+    "publish": PublishSettings,
+}
