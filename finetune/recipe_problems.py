@@ -177,3 +177,13 @@ def _range(limits: list[Any]) -> str:
 
 def _number(value: Any) -> str:
     return "2^63 - 1" if value == 2**63 - 1 else str(value)
+
+
+def explain_setting(key: str) -> dict[str, str]:
+    """What `section.key` means, takes and defaults to, in words."""
+    section, _, name = key.partition(".")
+    field = SECTIONS[section].model_fields[name]
+    default = "none, it must be given" if field.is_required() else "left out" if field.default is None else shown(field.default)
+    extra = field.json_schema_extra
+    unit = str(extra["unit"]) if isinstance(extra, dict) else ""
+    return {"key": key, "meaning": field.description or "", "takes": allowed_values(field), "unit": unit, "default": default}

@@ -1,0 +1,173 @@
+"""What the command says: results on standard output, everything else on standard error; errors as one clear line.
+
+Every verb ends with one `emit(data, lines, json=json)`. With --json the data is the only thing on standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json as json_format
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from typer._click.exceptions import NoArgsIsHelpError
+
+from data_tools import progress
+from data_tools.errors import BrushworkError
+from finetune import __version__
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and the result only.")]
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def command_group(meaning: str) -> typer.Typer:
+    """A group of verbs such as `brushwork data ...`, whose help needs no heavy import."""
+    return typer.Typer(help=meaning, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"brushwork {__version__}")
+        raise typer.Exit()
+
+
+def _brushwork(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False) -> None:
+    """Options that stand before a verb."""
+
+
+def add_version(app: typer.Typer) -> None:
+    """`brushwork --version`."""
+    app.callback(help=app.info.help)(_brushwork)
+
+
+def progress_for(quiet: bool) -> progress.Progress:
+    """Where a verb's rooms report what they do: standard error, or nowhere."""
+    return progress.for_terminal(quiet)
+
+
+def emit(data: Mapping[str, Any], lines: Sequence[str], *, json: bool) -> None:
+    """The result of a verb: `data` as one JSON object, or `lines` for people. Paths in `data` become text."""
+    text = json_format.dumps(data, ensure_ascii=False, default=str) if json else "\n".join(lines)
+    if text:
+        print(text, file=_Results.stream or sys.stdout, flush=True)
+
+
+class _Results:
+    """Where results go while standard output is kept clean; None: standard output."""
+
+    stream: TextIO | None = None
+
+
+@contextlib.contextmanager
+def clean_standard_output() -> Iterator[None]:
+    """Send whatever libraries print, in Python or C, to standard error; only `emit` reaches standard output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    _Results.stream = os.fdopen(os.dup(kept), "w", encoding="utf-8")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _Results.stream.close()
+        _Results.stream = None
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def run(command: Callable[[], Any], *, json: bool) -> int:
+    """Call a parsed or unparsed command; every way it can fail becomes a message and an exit code."""
+    try:
+        return command() or 0
+    except BrushworkError as error:
+        report(error, json=json)
+        return error.exit_code
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        report(BrushworkError("interrupted"), json=json)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); what is buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except typer.TyperException as error:
+        if isinstance(error, NoArgsIsHelpError) and not json:
+            print(error.message, file=sys.stderr)
+            return 2
+        report(usage_error(error), json=json)
+        return 2
+    except OSError as error:
+        report(system_error(error), json=json)
+        return 1
+    except Exception as error:
+        report(defect(error), json=json)
+        return 1
+
+
+def report(error: BrushworkError, *, json: bool) -> None:
+    """Print an error: one object on standard output with --json, else text on standard error."""
+    if json:
+        emit({"error": _as_data(error)}, [], json=True)
+        return
+    for problem in getattr(error, "problems", None) or [error]:
+        place = f"{problem.where}: " if problem.where else ""
+        print(f"error: {place}{problem.what}", file=sys.stderr)
+        if problem.fix:
+            print(f"hint: {problem.fix}", file=sys.stderr)
+
+
+def _as_data(error: BrushworkError) -> dict[str, Any]:
+    data: dict[str, Any] = {"what": error.what, "where": error.where, "fix": error.fix}
+    problems = getattr(error, "problems", None)
+    if problems:
+        data["problems"] = [_as_data(problem) for problem in problems]
+        data["where"] = data["where"] or problems[0].where
+        data["fix"] = data["fix"] or problems[0].fix
+    return data
+
+
+def usage_error(error: typer.TyperException) -> BrushworkError:
+    """A wrong option or argument, in our own form."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "brushwork"
+    if isinstance(error, NoArgsIsHelpError):
+        return BrushworkError("a verb is missing", where=command, fix=f"one of {', '.join(error.ctx.command.list_commands(error.ctx))}; `{command} --help` says what they do")
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return BrushworkError(" ".join(message.split()).rstrip("."), where=command, fix=f"`{command} --help` shows what it takes")
+
+
+def system_error(error: OSError) -> BrushworkError:
+    """A disk or file error that no room turned into its own."""
+    where = str(error.filename) if error.filename else None
+    what = error.strerror or str(error)
+    fix = "what was complete is still there; try again after making room or giving permission"
+    if error.errno in OUT_OF_SPACE:
+        fix = "free some space or choose another folder; what was complete is still there"
+    return BrushworkError(what[:1].lower() + what[1:], where=where, fix=fix)
+
+
+def defect(error: Exception) -> BrushworkError:
+    """An exception that nobody expected: its traceback goes to a file, the user gets one line."""
+    text = "".join(traceback.format_exception(error))
+    summary = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if secret := os.environ.get(name):
+            text, summary = text.replace(secret, f"${name}"), summary.replace(secret, f"${name}")
+    log = Path(tempfile.gettempdir()) / f"brushwork-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        log.write_text(text, encoding="utf-8", errors="backslashreplace")
+        fix = f"this is a defect of the program; the details are in {log}"
+    except OSError:
+        fix = "this is a defect of the program; its details could not be written to the temporary folder"
+    return BrushworkError(summary, fix=fix)
