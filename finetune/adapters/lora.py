@@ -1,0 +1,226 @@
+"""Put LoRA into a model by pattern, train it, collect it again. Works for any torch model; the class stays what it was.
+
+The low-rank layers are peft's. What is ours: the numbers they start from are drawn by name, so that a run can be made
+again; the trained tensors are float32 whatever the base is held in; and the model comes back exactly as it was.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX, AdapterFile, peft_settings
+from finetune.errors import AdapterError
+from finetune.randomness import generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+NAME_RULE = re.compile(r"[a-z][a-z0-9_-]{2,63}")
+INITIAL_A = "lora init"
+
+# Names of the base's own parameters that asked for gradients before the first injection, to be given back on detach.
+_trainable_before: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def check_name(name: str) -> None:
+    """Adapter names become attribute names inside peft's layers; some would collide with its own. Raises AdapterError."""
+    if not NAME_RULE.fullmatch(name) or name in "lora_":
+        raise AdapterError(f"{name!r} cannot be an adapter's name", fix="use 3 to 64 of a-z, 0-9, _ and -, beginning with a letter")
+
+
+def lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """(module name, peft layer) of every layer that carries an adapter, in the model's order."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """Names of the adapters in a model, in the order in which they came."""
+    return list(getattr(model, "peft_config", {}))
+
+
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Module name -> shape of its weight, for every layer that can take LoRA: (out, in), or (out, in/groups, kh, kw)."""
+    from torch import nn
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" not in name:
+            shapes[name.removesuffix(".base_layer")] = (module.out_features, module.in_features)
+        elif isinstance(module, nn.Conv2d) and ".lora_" not in name:
+            shapes[name.removesuffix(".base_layer")] = tuple(module.weight.shape)
+    return shapes
+
+
+def match_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the layers that `targets` means: a regular expression over full names, or a list of full names.
+
+    Raises AdapterError when the expression is broken, matches nothing, or a listed name is not a layer.
+    """
+    names = list(weight_shapes(model))
+    if not isinstance(targets, str):
+        missing = sorted(set(targets) - set(names))
+        if missing:
+            raise AdapterError(f"the model has no linear or convolution layer {missing[0]} ({len(missing)} of {len(targets)} names are unknown)")
+        return [name for name in names if name in set(targets)]
+    try:
+        pattern = re.compile(targets)
+    except re.error as problem:
+        raise AdapterError(f"the target pattern is not a regular expression: {problem}", where=targets) from None
+    found = [name for name in names if pattern.fullmatch(name)]
+    if not found:
+        raise AdapterError("the target pattern matches no layer of the model", where=targets, fix=f"layers are named like {', '.join(names[:3])}")
+    return found
+
+
+def inject_lora(model: nn.Module, targets: str | Sequence[str], rank: int, alpha: float | None = None, dropout: float = 0.0,
+                *, seed: int, name: str = "default") -> list[str]:
+    """Freeze the base and add trainable LoRA to the layers that `targets` means; return their names in order.
+
+    alpha: the scale is alpha / rank; None means rank.  A is uniform in +-1/sqrt(fan in) as in peft, drawn from `seed`
+    and the layer's position; B is zero, so that training starts at the base. Both are float32.
+    """
+    import torch
+
+    modules = match_targets(model, targets)
+    settings = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": modules, "bias": "none"}
+    inject(model, settings, name, dropout=dropout, trainable=True)
+    for index, (_, layer) in enumerate(_layers_of(model, name)):
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        bound = a[0].numel() ** -0.5
+        drawn = torch.rand(a.shape, generator=generator(seed, INITIAL_A, index=index)) * (2 * bound) - bound
+        with torch.no_grad():
+            a.copy_(drawn)
+            b.zero_()
+    return modules
+
+
+def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, dropout: float = 0.0, trainable: bool) -> None:
+    """Wrap the layers of peft `settings` for the adapter `name`; its tensors are float32 and hold no values yet.
+
+    The first adapter freezes the base. Draws nothing from torch's global generator. Raises AdapterError.
+    """
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    check_name(name)
+    if name in adapter_names(model):
+        raise AdapterError(f"the model already has an adapter called {name!r}", fix="detach it first, or choose another name")
+    if not adapter_names(model):
+        _trainable_before[model] = frozenset(key for key, value in model.named_parameters() if value.requires_grad)
+        model.requires_grad_(False)
+    config = LoraConfig(**settings, lora_dropout=dropout, init_lora_weights=False)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _QuantisedFlags(model):
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, model, adapter_name=name)
+    except ValueError as problem:
+        remove(model, name)
+        raise AdapterError(f"peft cannot put LoRA there: {problem}") from None
+    for _, layer in _layers_of(model, name):
+        for factor in (layer.lora_A[name], layer.lora_B[name]):
+            factor.weight.data = factor.weight.data.float()
+            factor.weight.requires_grad_(trainable)
+
+
+class _QuantisedFlags:
+    """peft looks at two flags of the model, not at its layers; say what the layers are while it wraps them."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        kinds = {type(module).__name__ for module in model.modules()}
+        flags = {"is_loaded_in_4bit": "Linear4bit" in kinds, "is_loaded_in_8bit": "Linear8bitLt" in kinds}
+        self.missing = [flag for flag, wanted in flags.items() if wanted and not getattr(model, flag, False)]
+
+    def __enter__(self) -> None:
+        for flag in self.missing:
+            setattr(self.model, flag, True)
+
+    def __exit__(self, *_: object) -> None:
+        for flag in self.missing:
+            delattr(self.model, flag)
+
+
+def _layers_of(model: nn.Module, name: str) -> list[tuple[str, Any]]:
+    return [(module, layer) for module, layer in lora_layers(model) if name in layer.lora_A]
+
+
+def lora_parameters(model: nn.Module, name: str = "default") -> list[tuple[str, torch.nn.Parameter]]:
+    """(`<module>.lora_A.weight`, parameter), A before B, in the model's order: what an optimizer trains and what a
+    checkpoint keeps bit for bit. The scale alpha / rank is not in them."""
+    found = []
+    for module, layer in _layers_of(model, name):
+        found.append((module + A_SUFFIX, layer.lora_A[name].weight))
+        found.append((module + B_SUFFIX, layer.lora_B[name].weight))
+    return found
+
+
+def collect_lora(model: nn.Module, name: str = "default") -> AdapterFile:
+    """The adapter as a file holds it: float32 on the CPU, the scale alpha / rank folded into B."""
+    tensors: dict[str, Tensor] = {}
+    for module, layer in _layers_of(model, name):
+        tensors[module + A_SUFFIX] = layer.lora_A[name].weight.detach().cpu().clone()
+        tensors[module + B_SUFFIX] = layer.lora_B[name].weight.detach().cpu() * _trained_scale(layer, name)
+        if name in layer.lora_magnitude_vector:
+            tensors[module + MAGNITUDE_SUFFIX] = layer.lora_magnitude_vector[name].weight.detach().cpu().clone()
+    if not tensors:
+        raise AdapterError(f"the model carries no adapter called {name!r}")
+    return AdapterFile(tensors)
+
+
+def _trained_scale(layer: Any, name: str) -> float:
+    return layer.lora_alpha[name] / layer.r[name]
+
+
+def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> None:
+    """Put the tensors of `adapter` into an already injected model, to train on from there.
+
+    Both must hold exactly the same modules and ranks, else AdapterError. The scale of the model is divided out of B:
+    exact when alpha / rank is a power of two. (A checkpoint that must be exact keeps `lora_parameters` instead.)
+    """
+    import torch
+
+    layers = dict(_layers_of(model, name))
+    if set(layers) != set(adapter.modules):
+        odd = sorted(set(layers) ^ set(adapter.modules))
+        raise AdapterError(f"{len(odd)} modules are only in the {'model' if odd[0] in layers else 'adapter'}, first {odd[0]}")
+    for module, layer in layers.items():
+        a, b = adapter.pair(module)
+        if layer.lora_A[name].weight.shape != a.shape or layer.lora_B[name].weight.shape != b.shape:
+            raise AdapterError(f"{module}: the adapter has rank {a.shape[0]}, the model {layer.r[name]}")
+    with torch.no_grad():
+        for module, layer in layers.items():
+            a, b = adapter.pair(module)
+            layer.lora_A[name].weight.copy_(a)
+            layer.lora_B[name].weight.copy_(b.float() / _trained_scale(layer, name))
+
+
+def remove(model: nn.Module, name: str | None = None) -> None:
+    """Take the adapter `name` off, or all of them; after the last one every layer is the original object again."""
+    for module, layer in lora_layers(model):
+        if name is None or set(layer.lora_A) <= {name}:
+            parent, _, child = module.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        elif name in layer.lora_A:
+            layer.set_adapter([other for other in layer.active_adapters if other != name], inference_mode=True)
+            layer.delete_adapter(name)
+    if name is not None:
+        getattr(model, "peft_config", {}).pop(name, None)
+    if name is None or not adapter_names(model):
+        _forget(model)
+
+
+def _forget(model: nn.Module) -> None:
+    """Drop peft's bookkeeping and let the base ask for gradients where it did before the first injection."""
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    wanted = _trainable_before.pop(model, frozenset())
+    for key, parameter in model.named_parameters():
+        if key in wanted:
+            parameter.requires_grad_(True)
