@@ -1,0 +1,86 @@
+"""A process that decodes pictures, one after another, so that a decoder that hangs or dies takes only this process along.
+
+Started by `worker_pool`. First line in: {"limits": {...}, "task": name}. Then one JSON list a picture: [number, path,
+mask or null]; out comes [number, result] for each, in order. A result is a JSON object, with "code" when it is bad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.images import BadPicture, Limits, decode, open_image, read_bytes
+from data_tools.records import shown_name
+
+
+def check(path: str, mask: str | None, limits: Limits) -> dict:
+    """Read, hash and decode one picture (and its mask). Result: hash, width, height, format, mode, warnings; or code, reason."""
+    result: dict = {}
+    try:
+        content = read_bytes(path, limits)
+        result["hash"] = hashlib.sha256(content).hexdigest()
+        facts = decode(content, shown_name(path), limits=limits)[1]
+        del content
+        odd = list(facts.warnings)
+        if mask:
+            odd += _check_mask(mask, facts.width, facts.height, limits)
+    except BadPicture as error:
+        return result | {"code": error.code, "reason": error.what + (f" ({error.fix})" if error.fix else "")}
+    return result | {"width": facts.width, "height": facts.height, "format": facts.format, "mode": facts.mode, "warnings": odd}
+
+
+def _check_mask(mask: str, width: int, height: int, limits: Limits) -> list[str]:
+    try:
+        opened = open_image(mask, background="#000000", limits=limits)
+    except BadPicture as error:
+        return [f"the mask cannot be used: {error.what}"]
+    if opened.convert("L").getextrema()[1] == 0:
+        raise BadPicture("the mask is black all over: nothing of the picture would be learned", "empty_mask")
+    return [] if opened.size == (width, height) else [f"the mask is {opened.width} x {opened.height}, not {width} x {height}; it is resized"]
+
+
+def fingerprint(path: str, mask: str | None, limits: Limits) -> dict:
+    """Hashes that near duplicates share; see `duplicates.fingerprint_of`."""
+    from data_tools.duplicates import fingerprint_of
+
+    try:
+        return fingerprint_of(open_image(path, limits=limits))
+    except DataError as error:
+        return {"code": getattr(error, "code", "unreadable"), "reason": error.what}
+
+
+TASKS = {"check": check, "fingerprint": fingerprint}
+
+
+def _limit_memory(limits: Limits) -> None:
+    try:
+        import resource
+    except ImportError:  # not a Unix; the time limit still holds
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = limits.memory_bytes if hard == resource.RLIM_INFINITY else min(hard, limits.memory_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # decoders written in C print to both; the answers must stay clean
+    os.dup2(silence, 2)
+    settings = json.loads(sys.stdin.buffer.readline())
+    limits, task = Limits(**settings["limits"]), TASKS[settings["task"]]
+    _limit_memory(limits)
+    for line in sys.stdin.buffer:
+        number, path, mask = json.loads(line)
+        answers.write((json.dumps([number, task(path, mask, limits)]) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").is_dir() or entry.endswith(".zip")]
+    main()

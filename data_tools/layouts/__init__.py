@@ -1,0 +1,1 @@
+"""Readers and writers of the ways people keep pictures with their captions; one file per layout."""

@@ -1,0 +1,181 @@
+"""Caption files beside pictures: which one belongs to which picture, and their text in whatever encoding it came."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.images import Limits, read_bytes
+from data_tools.records import CHINESE, Caption, shown_name
+
+LARGEST_CAPTION_FILE = 2**20  # bytes
+LONGEST_CAPTION = 20_000  # characters kept of one caption
+CAPTION_SUFFIXES = (".txt", ".caption")
+THINKING_SUFFIX = ".thinking.json"
+LANGUAGE_PART = re.compile(r"\.(en|zh)$")
+# Invisible characters that captions pick up on the web: controls, zero-width, bidirectional overrides, byte-order mark.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def read_text(path: Path, *, largest: int = LARGEST_CAPTION_FILE) -> str:
+    """Text in UTF-8 (with or without byte-order mark), UTF-16 with one, or GB18030 when that gives Chinese.
+
+    Raises DataError naming the file and the byte when it is none of these; bytes are never dropped.
+    """
+    content = read_bytes(path, Limits(file_bytes=largest)) if os.path.getsize(path) else b""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise DataError(f"broken UTF-16 at byte {error.start}", where=shown_name(path)) from None
+    if b"\x00" in content:
+        raise DataError("zero bytes: not a text file", where=shown_name(path))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return _other_encoding(content, error.start, path)
+
+
+def _other_encoding(content: bytes, place: int, path: Path) -> str:
+    try:
+        text = content.decode("gb18030")
+    except UnicodeDecodeError:
+        text = ""
+    if len(CHINESE.findall(text)) * 2 >= len([c for c in text if ord(c) > 127]) > 0:
+        return text
+    raise DataError(f"not UTF-8 at byte {place}", where=shown_name(path), fix="save the file as UTF-8")
+
+
+def clean_line(text: str) -> str:
+    """One line: lines joined by a space, invisible characters out, spaces folded, NFC."""
+    visible = INVISIBLE.sub("", " ".join(text.splitlines()).replace("\t", " "))
+    return unicodedata.normalize("NFC", " ".join(visible.split()))
+
+
+def caption_of(value: object, source: str = "person") -> list[Caption]:
+    """Captions from a JSON value: a text, a list of texts or tags, or a mapping {text, language, kind, source}."""
+    if isinstance(value, str):
+        text = clean_line(value)
+        return [Caption.written(text, source)] if text else []
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        kind = str(value.get("kind", "plain"))
+        text = clean_line(value["text"]) if kind == "plain" else value["text"]
+        found = Caption.written(text, str(value.get("source", source)), kind)
+        return [Caption(text, str(value["language"]), kind, found.source) if "language" in value else found] if text else []
+    if isinstance(value, (list, tuple)):
+        return [caption for part in value for caption in caption_of(part, source)]
+    return []
+
+
+@dataclass
+class Sidecars:
+    """What the files beside one picture say."""
+
+    captions: list[Caption] = field(default_factory=list)
+    licence: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class FolderCaptions:
+    """The caption files of one folder, found by NFC-normalised name. `names` are the folder's files."""
+
+    def __init__(self, folder: Path, names: Iterable[str], model_written: dict[str, str]):
+        self.folder, self.model_written = folder, model_written
+        self.by_name: dict[str, str] = {}
+        for name in sorted(names):
+            self.by_name.setdefault(unicodedata.normalize("NFC", name), name)
+        self.used: set[str] = set()
+
+    def of(self, picture: str) -> Sidecars:
+        """Captions of the picture with this file name, in order of precedence: .txt, .caption, full-name .txt, .json."""
+        found = Sidecars()
+        stem, full = (unicodedata.normalize("NFC", n) for n in (os.path.splitext(picture)[0], picture))
+        plain = [self._plain(name, found) for name in (f"{stem}.txt", f"{stem}.caption", f"{full}.txt", f"{full}.caption")]
+        texts = [caption for caption in plain if caption]
+        if len({caption.text for caption in texts}) > 1:
+            found.warnings.append("several caption files that differ; the first of .txt, .caption, full-name .txt is used")
+        found.captions += texts[:1]
+        for language in ("en", "zh"):
+            caption = self._plain(f"{stem}.{language}.txt", found)
+            if caption:
+                found.captions.append(Caption(caption.text, language, "plain", caption.source))
+        self._json(f"{stem}.json", found)
+        self._thinking(f"{stem}{THINKING_SUFFIX}", found)
+        return found
+
+    def _text(self, name: str, found: Sidecars) -> str | None:
+        actual = self.by_name.get(name)
+        if actual is None:
+            return None
+        self.used.add(actual)
+        try:
+            return read_text(self.folder / actual)
+        except (DataError, OSError) as error:
+            reason = error.what if isinstance(error, DataError) else str(error.strerror)
+            found.warnings.append(f"caption file {shown_name(actual)} cannot be read: {reason}")
+            return None
+
+    def _plain(self, name: str, found: Sidecars) -> Caption | None:
+        text = self._text(name, found)
+        line = clean_line(text) if text is not None else ""
+        if text is not None and not line:
+            found.warnings.append(f"caption file {shown_name(name)} is empty")
+        if len(line) > LONGEST_CAPTION:
+            found.warnings.append(f"caption of {len(line):,} characters; the first {LONGEST_CAPTION:,} are used")
+        actual = self.by_name.get(name, name)
+        source = "model" if line and self.model_written.get(actual) == line else "person"
+        return Caption.written(line[:LONGEST_CAPTION], source) if line else None
+
+    def _json(self, name: str, found: Sidecars) -> None:
+        text = self._text(name, found)
+        if text is None:
+            return
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            found.warnings.append(f"{shown_name(name)} is not valid JSON")
+            return
+        if not isinstance(data, dict):
+            return
+        captions = caption_of(data.get("captions"))
+        if not captions and isinstance(data.get("tags"), list):
+            captions = caption_of(", ".join(str(tag) for tag in data["tags"]))
+        captions = caption_of(data.get("caption")) + captions
+        if isinstance(data.get("licence", data.get("license")), str):
+            found.licence = data.get("licence", data.get("license"))
+        merge_captions(found.captions, captions)
+
+    def _thinking(self, name: str, found: Sidecars) -> None:
+        text = self._text(name, found)
+        if text is None:
+            return
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            found.warnings.append(f"{shown_name(name)} is not a JSON object; ignored")
+            return
+        language = str(record.get("language", record.get("lang", "en")))
+        found.captions.append(Caption(text.strip(), language, "thinking", "model"))
+
+    def orphans(self) -> list[str]:
+        """Caption files that no picture claimed."""
+        return sorted(n for n in self.by_name.values() if n not in self.used and n.lower().endswith(CAPTION_SUFFIXES))
+
+
+def merge_captions(known: list[Caption], more: Iterable[Caption]) -> None:
+    """Add captions to `known`; one with the same text and kind takes over what the better described one says."""
+    for caption in more:
+        same = next((i for i, c in enumerate(known) if (c.text, c.kind) == (caption.text, caption.kind)), None)
+        if same is None:
+            known.append(caption)
+        else:
+            known[same] = caption

@@ -1,0 +1,152 @@
+"""Rows that name pictures: metadata.jsonl/.csv/.parquet of image folders, and any jsonl, csv or parquet with paths."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.layouts.caption_files import caption_of, read_text
+from data_tools.records import Caption, LeftOut, Reading, shown_name
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+PATH_COLUMNS = ("file_name", "image_path", "img_path", "image", "path", "file", "filename")
+TEXT_COLUMNS = ("text", "caption", "prompt", "text_en", "text_zh", "additional_feature", "captions")
+MASK_COLUMNS = ("mask_file_name", "mask_path", "mask")
+LARGEST_INDEX = 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the picture's path, resolved; what the row says; `where` for messages ("metadata.jsonl:3")."""
+
+    path: Path
+    captions: tuple[Caption, ...]
+    where: str
+    mask: Path | None = None
+    licence: str | None = None
+    repeats: int = 1
+    split: str | None = None
+
+
+def read_rows(index: Path, reading: Reading, *, image_root: Path | None = None) -> list[Row]:
+    """Rows of one index file. A row that cannot be used is listed in `reading.left_out`.
+
+    Paths are taken relative to the index file, then to `image_root`. Raises DataError when the file as a whole is unusable.
+    """
+    rows = []
+    for where, values in _values(index, reading):
+        try:
+            rows.append(_row(values, where, index.parent, image_root))
+        except DataError as error:
+            reading.left_out.append(LeftOut(index.parent / f"{index.name}#{where.rsplit(':', 1)[-1]}", f"{where}: {error.what}", "bad_row"))
+    return rows
+
+
+def _row(values: dict, where: str, folder: Path, image_root: Path | None) -> Row:
+    column = next((name for name in PATH_COLUMNS if isinstance(values.get(name), str) and values[name]), None)
+    if column is None:
+        raise DataError(f"names no picture (columns: {', '.join(map(str, list(values)[:12])) or 'none'}); expected one of {', '.join(PATH_COLUMNS)}")
+    path = resolve(values[column], folder, image_root)
+    mask = next((resolve(values[name], folder, image_root) for name in MASK_COLUMNS if isinstance(values.get(name), str) and values[name]), None)
+    captions: list[Caption] = []
+    for name in TEXT_COLUMNS:
+        for caption in caption_of(values.get(name)):
+            language = name[-2:] if name in ("text_en", "text_zh") else caption.language
+            if not any(caption.text == known.text and caption.kind == known.kind for known in captions):
+                captions.append(Caption(caption.text, language, caption.kind, caption.source))
+    licence = values.get("licence", values.get("license"))
+    split = values.get("split")
+    return Row(path, tuple(captions), where, mask, licence if isinstance(licence, str) and licence else None, _repeats(values.get("repeats", 1)), split if split in ("train", "held_out", "regularisation") else None)
+
+
+def _repeats(value: object) -> int:
+    try:
+        repeats = int(str(value or 1))
+    except ValueError:
+        raise DataError(f"repeats is {value!r}, not a whole number") from None
+    if not 1 <= repeats <= 100_000:
+        raise DataError(f"repeats is {repeats}, not in 1..100000")
+    return repeats
+
+
+def resolve(name: str, folder: Path, image_root: Path | None = None) -> Path:
+    """A picture named in a file: relative to the file's folder or to `image_root`, and inside it.
+
+    Raises DataError for addresses, absolute paths and `..` that lead out of the folder.
+    """
+    if "\x00" in name or "://" in name:
+        raise DataError(f"{shown_name(name)!r} is not a path of a picture")
+    relative = Path(name.replace("\\", "/"))
+    roots = [folder] + ([image_root] if image_root else [])
+    if relative.is_absolute():
+        if any(relative.is_relative_to(root.absolute()) for root in roots):
+            return relative
+        raise DataError(f"{shown_name(name)} is an absolute path outside the folder", fix="pass its folder as --image-root")
+    depth = 0
+    for part in relative.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            raise DataError(f"{shown_name(name)} leads out of the folder")
+    found = [root / relative for root in roots]
+    return next((path for path in found if path.exists()), found[0])
+
+
+def _values(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:
+    suffix = index.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet(index)
+    elif suffix == ".csv":
+        yield from _csv(index)
+    else:
+        yield from _jsonl(index, reading)
+
+
+def _text(index: Path) -> str:
+    try:
+        return read_text(index, largest=LARGEST_INDEX)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=shown_name(index)) from None
+
+
+def _jsonl(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_text(index).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{index.name}:{number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            reading.left_out.append(LeftOut(index.parent / f"{index.name}#{number}", f"{where}: not a JSON object", "bad_row"))
+            continue
+        yield where, values
+
+
+def _csv(index: Path) -> Iterator[tuple[str, dict]]:
+    rows = csv.DictReader(io.StringIO(_text(index), newline=""))
+    try:
+        for values in rows:
+            yield f"{index.name}:{rows.line_num}", {k: v for k, v in values.items() if k is not None}
+    except csv.Error as error:
+        raise DataError(f"not readable as CSV: {error}", where=f"{shown_name(index)}:{rows.line_num}") from None
+
+
+def _parquet(index: Path) -> Iterator[tuple[str, dict]]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(index)
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield f"{index.name}:{number}", values
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not readable as Parquet: {str(error).splitlines()[0]}", where=shown_name(index)) from None
