@@ -1,4 +1,4 @@
-"""What a model family must offer. Nine members, no base class with behaviour: a family is data and plain functions.
+"""What a model family must offer. Ten members and its facts, no base class with behaviour: a family is data and plain functions.
 
 Everything above this file (sampling, training, preference, evaluation) speaks to a family only through `ModelFamily`.
 """
@@ -59,6 +59,7 @@ class FamilyFacts:
     size_multiple: training sizes are multiples of this many pixels.  resolution: usual training edge in pixels.
     targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there.
     never_quantise: module name parts to keep in full precision.
+    equal_text_lengths: pictures drawn in one call must have texts of one length.
     text_stream: where thinking tokens go, or None where the family takes none.
     """
 
@@ -69,6 +70,7 @@ class FamilyFacts:
     targets: Mapping[str, str]
     licence: LicenceTerms
     never_quantise: tuple[str, ...] = ()
+    equal_text_lengths: bool = False
     text_stream: TextStream | None = None
 
 
@@ -146,9 +148,15 @@ class ModelFamily(Protocol):
         """noisy: (B, C, h, w) float32 -> prediction of the same shape, float32, in the space of `Objective.target`."""
         ...
 
-    def pipeline_inputs(self, pipeline: Any, conditionings: Sequence[Conditioning],
-                        negatives: Sequence[Conditioning], height: int, width: int) -> dict[str, Any]:
-        """Keyword arguments of the pipeline's own call that replace the prompt, and what this family always needs."""
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent as `predict` sees it. Needs the parts "transformer" and "vae"."""
+        ...
+
+    def pipeline_inputs(self, pipeline: Any, conditionings: Sequence[Conditioning], negatives: Sequence[Conditioning],
+                        latents: Tensor, guidance: float) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's own call: what replaces the prompts, the initial noise `latents`
+        (B, C, h, w) in the pipeline's own packing, the guidance under the name and scale this pipeline gives it (1 is
+        none), and what this family always needs. Needs the part "transformer", and no text encoder."""
         ...
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:

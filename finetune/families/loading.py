@@ -1,0 +1,196 @@
+"""A diffusers pipeline from a local folder with only the wanted parts in memory; every other component is None."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import BaseModelError
+
+PARTS = frozenset({"text", "vae", "transformer"})
+# Components without weights: they are always there.
+LIGHT_SLOTS = frozenset({"scheduler", "guider", "ocr_guider"})
+
+
+def part_of(slot: str) -> str | None:
+    """Which part a slot of `model_index.json` belongs to: text, vae, transformer, light; None is never loaded."""
+    if slot.startswith(("text_encoder", "tokenizer")):
+        return "text"
+    if slot in LIGHT_SLOTS:
+        return "light"
+    return slot if slot in PARTS else None
+
+
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """The pipeline's `model_index.json`. Raises BaseModelError where there is none or it is not one."""
+    path = Path(folder) / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BaseModelError(
+            "there is no model_index.json in this folder, so it is not a diffusers pipeline", where=str(folder),
+            fix="give the folder that holds model_index.json, a Hub id, or mini",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"model_index.json cannot be read: {error}", where=str(path)) from None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise BaseModelError("model_index.json names no pipeline class", where=str(path))
+    return index
+
+
+def component_slots(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """slot -> (library, class) of the components that the pipeline really has."""
+    return {
+        slot: (value[0], value[1]) for slot, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+    }
+
+
+def component_class(library: str, name: str, folder: Path) -> type:
+    """A class of diffusers or transformers. Code that comes with a model is never run."""
+    import diffusers
+    import transformers
+
+    root = library.partition(".")[0]
+    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(root), name, None)
+    if found is None:
+        raise BaseModelError(
+            f"component class {library}.{name} is not one of diffusers or transformers", where=str(folder),
+            fix="models that bring their own code are not loaded; use a diffusers conversion",
+        )
+    return found
+
+
+def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype, **overrides: Any) -> Any:
+    """The pipeline named by the folder, with `parts` (of text, vae, transformer) in memory in `dtype`.
+
+    overrides: constructor arguments that win over `model_index.json`. Raises BaseModelError for a folder that lacks
+    what is asked for.
+    """
+    folder = Path(folder)
+    index = read_model_index(folder)
+    pipeline_class = component_class("diffusers", index["_class_name"], folder)
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    arguments: dict[str, Any] = {
+        key: value for key, value in index.items()
+        if key in accepted and not isinstance(value, list) and value is not None
+    }
+    for slot in accepted:
+        if slot in index or part_of(slot) is not None:
+            arguments.setdefault(slot, None)
+    arguments.pop("self", None)
+    for slot, (library, name) in component_slots(index).items():
+        if part_of(slot) == "light" or part_of(slot) in parts:
+            arguments[slot] = load_component(folder / slot, component_class(library, name, folder), dtype)
+    return pipeline_class(**{**arguments, **overrides})
+
+
+def load_component(folder: Path, component: type, dtype: torch.dtype) -> Any:
+    """One component: tokenizer and scheduler as they are, models frozen, in evaluation mode and in `dtype`."""
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is ours to report
+    if not folder.is_dir():
+        raise BaseModelError("the base lacks this component", where=str(folder), fix="download the base again")
+    try:
+        if issubclass(component, PreTrainedModel):
+            model = component.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        elif issubclass(component, ModelMixin):
+            model = load_diffusers_model(folder, component, dtype)
+        else:
+            return component.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f"this component of the base cannot be loaded: {first_line}", where=str(folder)) from None
+    return model.eval().requires_grad_(False)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component: those of the shard index, or the single one. Variants are left alone."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+    if indexes:
+        mapping = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / name for name in sorted(set(mapping.values()))]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise BaseModelError(f"weight files are missing: {', '.join(missing)}", where=str(folder), fix="download the base again")
+        return files
+    single = sorted(folder.glob("*.safetensors"), key=lambda path: len(path.name))
+    if not single:
+        raise BaseModelError("there are no safetensors weights here", where=str(folder), fix="download the base again, or convert it to safetensors")
+    return single[:1]
+
+
+def iterate_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of some safetensors files, each mapped from disk, never copied as a whole."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                for name in opened.keys():
+                    yield name, opened.get_tensor(name)
+        except SafetensorError as error:
+            raise BaseModelError(f"the weights file is damaged: {error}", where=str(path), fix="download the base again") from None
+
+
+def load_diffusers_model(folder: Path, component: type, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model whose parameters are filled one tensor at a time, so that file and model never lie in memory
+    side by side. Where the file already has `dtype`, parameters stay mapped from disk until they are touched."""
+    from accelerate import init_empty_weights
+
+    if component.__name__.startswith("Autoencoder"):
+        # Autoencoders carry renamed keys from older releases; the library knows them all, and they are small.
+        return component.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    config = component.load_config(folder, local_files_only=True)
+    with init_empty_weights():
+        model = component.from_config(config)
+    fill(model, iterate_tensors(weight_files(folder)), dtype, folder)
+    return model
+
+
+def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype, where: Path) -> None:
+    """Put tensors into a model built without memory. Raises BaseModelError for missing, misshapen or adapter keys."""
+    wanted = {name: value.shape for name, value in model.state_dict(keep_vars=True).items()}
+    full_precision = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in tensors:
+        if ".base_layer." in name or ".lora_A." in name:
+            raise BaseModelError(
+                "this base was saved with an adapter attached and cannot be loaded", where=f"{where}: {name}",
+                fix="bake the adapter into the base, or detach it, and save again",
+            )
+        if name not in wanted:
+            continue
+        if tensor.shape != wanted.pop(name):
+            raise BaseModelError(f"{name} has shape {list(tensor.shape)}, not what the configuration says", where=str(where))
+        keep = any(part in full_precision for part in name.split("."))
+        set_tensor(model, name, tensor, torch.float32 if keep else dtype)
+    if wanted:
+        raise BaseModelError(f"the weights lack {len(wanted)} tensors, first {next(iter(wanted))}", where=str(where), fix="download the base again")
+
+
+def set_tensor(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Replace one parameter or buffer, cast if it is floating point; frozen."""
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[leaf] = value
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model's inputs must have: of its first floating-point parameter that is not an adapter's."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and ".lora_" not in name:
+            return parameter.dtype
+    raise BaseModelError("the model has no floating-point parameters")
