@@ -29,8 +29,8 @@ def _not_an_expression(pattern: str) -> bool:
 
 
 RULES = (
-    Rule("data.trigger", ("data",), lambda data: data.missing_caption == "trigger" and not data.trigger,
-         "is needed, because missing_caption is \"trigger\"", 'set data.trigger, or missing_caption = "empty"'),
+    Rule("data.missing_caption", ("data",), lambda data: data.missing_caption == "trigger" and not data.trigger,
+         'is "trigger", but there is no `data.trigger`', 'set data.trigger, or missing_caption = "empty"'),
     Rule("adapter.targets", ("adapter",), lambda adapter: _not_an_expression(adapter.targets),
          "is not a regular expression", 'use a preset such as "attention", or an expression like "blocks.*attn1.to_q"'),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,

@@ -113,7 +113,7 @@ class ObjectiveSettings(Section):
     std: float = setting(1.0, "Standard deviation of the logit-normal density.", "", gt=0, le=10)
     stratified: bool = setting(True, "Whether the noise levels of one step are spread evenly over the density, which makes gradients less noisy.")
     weighting: Literal["none", "min_snr"] = setting("none", "Weight of a sample's loss by its noise level.")
-    gamma: float = setting(5.0, "Cap of min_snr.", "", gt=0, le=1000)
+    gamma: float = setting(5.0, "Cap of min_snr, the signal-to-noise ratio above which samples count less.", "", gt=0, le=1000)
 
 
 class SampleSettings(Section):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-from typer._click.exceptions import NoArgsIsHelpError
 
 from data_tools import progress
 from data_tools.errors import BrushworkError
@@ -102,7 +101,7 @@ def run(command: Callable[[], Any], *, json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except typer.TyperException as error:
-        if isinstance(error, NoArgsIsHelpError) and not json:
+        if _asks_for_help(error) and not json:
             print(error.message, file=sys.stderr)
             return 2
         report(usage_error(error), json=json)
@@ -137,11 +136,16 @@ def _as_data(error: BrushworkError) -> dict[str, Any]:
     return data
 
 
+def _asks_for_help(error: typer.TyperException) -> bool:
+    """Whether this is a group without a verb. The class is private to typer, its name has been stable since click 8.2."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
 def usage_error(error: typer.TyperException) -> BrushworkError:
     """A wrong option or argument, in our own form."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "brushwork"
-    if isinstance(error, NoArgsIsHelpError):
+    if _asks_for_help(error):
         return BrushworkError("a verb is missing", where=command, fix=f"one of {', '.join(error.ctx.command.list_commands(error.ctx))}; `{command} --help` says what they do")
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return BrushworkError(" ".join(message.split()).rstrip("."), where=command, fix=f"`{command} --help` shows what it takes")
