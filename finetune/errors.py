@@ -45,4 +45,6 @@ class TrainingError(BrushworkError):
 class Interrupted(BrushworkError):
     """Stopped by the user; the run is saved. 130 for Ctrl-C, 143 for SIGTERM."""
 
-    exit_code = 130
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None, exit_code: int = 130):
+        super().__init__(what, where=where, fix=fix)
+        self.exit_code = exit_code

@@ -1,0 +1,135 @@
+"""Encode every picture and caption once, with only the encoder that is needed in memory."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_tools.progress import Progress
+from finetune.errors import TrainingError
+from finetune.families.protocol import Conditioning, LatentDistribution, ModelFamily
+from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
+from finetune.training.pixels import load_pixels
+from finetune.training.training_set import TrainingPicture, TrainingSet
+
+if TYPE_CHECKING:
+    from finetune.families.base_models import BaseModel
+
+PROMPTS_AT_ONCE = 16
+# Below this many pictures a pool of processes takes longer to start than it saves.
+PICTURES_WORTH_A_POOL = 64
+MOST_WORKERS = 8
+
+
+def latent_keys(base: BaseModel, pictures: Sequence[TrainingPicture], background: str, cache: EncodingCache) -> list[str]:
+    """The cache key of each picture's latents."""
+    encoder = component_fingerprint([base.folder / "vae"], cache.folder)
+    return [key_of("latents", base.family.facts.name, encoder, picture.record.content_hash, background, asdict(picture.placement)) for picture in pictures]
+
+
+def text_keys(base: BaseModel, prompts: Iterable[str], cache: EncodingCache) -> dict[str, str]:
+    """The cache key of each prompt's Conditioning."""
+    index = json.loads((base.folder / "model_index.json").read_text(encoding="utf-8"))
+    folders = [base.folder / name for name in sorted(index) if name.startswith(("text_encoder", "tokenizer")) and (base.folder / name).is_dir()]
+    encoder = component_fingerprint(folders, cache.folder)
+    return {prompt: key_of("text", base.family.facts.name, encoder, prompt) for prompt in prompts}
+
+
+class Encodings:
+    """What was encoded, by picture number and by caption. Reads from the cache; nothing is computed here."""
+
+    def __init__(self, cache: EncodingCache, latents: Sequence[str], texts: dict[str, str]):
+        self.cache, self._latents, self._texts = cache, latents, texts
+
+    def _entry(self, key: str) -> dict[str, torch.Tensor]:
+        entry = self.cache.get(key)
+        if entry is None:
+            raise TrainingError("an encoding vanished or was damaged during the run", where=str(self.cache.path(key)), fix="resume the run: it is made again")
+        return entry
+
+    def latents(self, picture: int) -> LatentDistribution:
+        """(C, h, w) mean and std of one picture."""
+        entry = self._entry(self._latents[picture])
+        return LatentDistribution(entry["mean"], entry["std"])
+
+    def conditioning(self, prompt: str) -> Conditioning:
+        return Conditioning(self._entry(self._texts[prompt]))
+
+
+def worker_count(setting: str | int, pictures: int) -> int:
+    """Processes that read pictures; 0 reads in this one."""
+    if setting != "auto":
+        return int(setting)
+    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if pictures >= PICTURES_WORTH_A_POOL else 0
+
+
+@contextmanager
+def _pixel_stream(pictures: Sequence[TrainingPicture], background: str, workers: int) -> Iterator[Iterator]:
+    """uint8 (H, W, 3) arrays in the order of `pictures`. Workers load no torch, so starting them is cheap."""
+    arguments = ([picture.record.path for picture in pictures], [picture.placement for picture in pictures], [background] * len(pictures))
+    if workers == 0 or not pictures:
+        yield map(load_pixels, *arguments)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map(load_pixels, *arguments, chunksize=4)
+
+
+def _encode_pictures(base: BaseModel, pictures: list[TrainingPicture], keys: list[str], background: str, cache: EncodingCache,
+                     device: torch.device, workers: int, progress: Progress) -> None:
+    # fp32: some encoders overflow in half precision, and this is done once.
+    pipeline = base.family.load(base.folder, frozenset({"vae"}), torch.float32)
+    pipeline.vae.to(device)
+    with progress.phase("encoding pictures", len(pictures)) as advance, _pixel_stream(pictures, background, workers) as stream, torch.no_grad():
+        # One at a time, so that an entry does not depend on which pictures it was encoded with.
+        for picture, key, array in zip(pictures, keys, stream, strict=True):
+            pixels = torch.from_numpy(array).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
+            encoded = base.family.encode_images(pipeline, pixels)
+            if not (encoded.mean.isfinite().all() and encoded.std.isfinite().all()):
+                raise TrainingError("the encoder gave numbers that are not finite", where=str(picture.record.path), fix="check the picture, or leave it out")
+            cache.put(key, {"mean": encoded.mean[0].float(), "std": encoded.std[0].float()})
+            advance()
+
+
+def encode_prompts(base: BaseModel, prompts: Iterable[str], cache: EncodingCache, device: torch.device, dtype: torch.dtype, progress: Progress) -> dict[str, str]:
+    """Make sure that every prompt is in the cache; returns its key by prompt."""
+    keys = text_keys(base, dict.fromkeys(prompts), cache)
+    missing = set(cache.missing(keys.values()))
+    todo = [prompt for prompt, key in keys.items() if key in missing]
+    if not todo:
+        return keys
+    pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
+    pipeline.to(device)
+    with progress.phase("encoding captions", len(todo)) as advance, torch.no_grad():
+        for start in range(0, len(todo), PROMPTS_AT_ONCE):
+            some = todo[start:start + PROMPTS_AT_ONCE]
+            for prompt, conditioning in zip(some, base.family.encode_prompts(pipeline, list(some)), strict=True):
+                cache.put(keys[prompt], dict(conditioning.tensors))
+            advance(len(some))
+    return keys
+
+
+def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], background: str, cache: EncodingCache,
+                      device: torch.device, dtype: torch.dtype, workers: str | int, progress: Progress) -> Encodings:
+    """Fill the cache with all pictures, all captions any step can ask for, and `extra_prompts`.
+
+    Each encoder is loaded only when something is missing, and is gone again when this returns.
+    """
+    keys = latent_keys(base, training_set.pictures, background, cache)
+    missing = set(cache.missing(keys))
+    todo = [(picture, key) for picture, key in zip(training_set.pictures, keys, strict=True) if key in missing]
+    if todo:
+        pictures, todo_keys = map(list, zip(*todo, strict=True))
+        _encode_pictures(base, pictures, todo_keys, background, cache, device, worker_count(workers, len(todo)), progress)
+    texts = encode_prompts(base, [*training_set.captions.every_caption(), *extra_prompts], cache, device, dtype, progress)
+    if not todo and not cache.made:
+        progress.say(f"{len(keys)} pictures and {len(texts)} captions were encoded before")
+    return Encodings(cache, keys, texts)

@@ -1,0 +1,178 @@
+"""The training loop. It knows no model family: what is special about one is behind `ModelFamily` and `Objective`.
+
+Read it from the bottom up: `training_loop` is the whole story, `sample_losses` the mathematics of one micro-batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data_tools.progress import Progress
+from finetune.errors import Interrupted, TrainingError
+from finetune.families.protocol import Conditioning, ModelFamily, PictureGeometry
+from finetune.objectives import Objective
+from finetune.randomness import generator, stable_seed
+from finetune.recipe import Recipe
+from finetune.training.batches import BatchOrder, Sample
+from finetune.training.encode import Encodings
+from finetune.training.loss_watch import LossWatch
+from finetune.training.lr_schedules import learning_rate_factor
+from finetune.training.memory import peak_memory_bytes
+from finetune.training.run_folder import RunFolder
+from finetune.training.step import StepNumbers, optimizer_step
+from finetune.training.stop_signals import StopRequest
+from finetune.training.training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything the loop works with, loaded and ready.
+
+    save(step, watch) writes a checkpoint of `step` finished steps; draw(step) writes the sample pictures.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    family: ModelFamily
+    objective: Objective
+    transformer: torch.nn.Module
+    parameters: Sequence[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    training_set: TrainingSet
+    encodings: Encodings
+    order: BatchOrder
+    run: RunFolder
+    save: Callable[[int, LossWatch], None]
+    draw: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pictures of one bucket as the model gets them. latents, noise: (B, C, h, w) float32.  uniform: (B,) in [0, 1)."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    uniform: torch.Tensor
+    conditionings: list[Conditioning]
+    geometries: list[PictureGeometry]
+    dropout_seed: int
+
+    def __len__(self) -> int:
+        return len(self.conditionings)
+
+
+def noise_positions(job: TrainingJob, step: int, total: int) -> torch.Tensor:
+    """(total,) numbers in [0, 1), one for each sample of the step: stratified ones cover the interval evenly."""
+    seed = job.recipe.training.seed
+    inside = torch.rand(total, generator=generator(seed, "noise level", step))
+    if not job.recipe.objective.stratified:
+        return inside
+    strata = torch.randperm(total, generator=generator(seed, "noise level order", step))
+    return (strata + inside) / total
+
+
+def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], positions: torch.Tensor) -> MicroBatch:
+    """Put a micro-batch together. Every draw is named by (seed, purpose, step, index of the sample in the step)."""
+    seed = job.recipe.training.seed
+    latents, noises = [], []
+    for sample in samples:
+        encoded = job.encodings.latents(sample.picture)
+        spread = torch.randn(encoded.mean.shape, generator=generator(seed, "latent", step, sample.index))
+        latents.append(encoded.mean + encoded.std * spread)
+        noises.append(torch.randn(encoded.mean.shape, generator=generator(seed, "noise", step, sample.index)))
+    captions = [job.training_set.captions.at(sample.picture, step, sample.index) for sample in samples]
+    device = job.accelerator.device
+    return MicroBatch(
+        latents=torch.stack(latents).to(device),
+        noise=torch.stack(noises).to(device),
+        uniform=positions[[sample.index for sample in samples]],
+        conditionings=[job.encodings.conditioning(caption) for caption in captions],
+        geometries=[job.training_set.pictures[sample.picture].geometry for sample in samples],
+        dropout_seed=stable_seed(seed, "dropout", step, samples[0].index),
+    )
+
+
+def sample_losses(job: TrainingJob, batch: MicroBatch) -> torch.Tensor:
+    """(B,) weighted mean squared errors, float32, with gradients to the adapter."""
+    level = job.objective.level(batch.uniform, batch.latents)
+    noisy = job.objective.add_noise(batch.latents, batch.noise, level)
+    torch.manual_seed(batch.dropout_seed)
+    prediction = job.family.predict(job.transformer, noisy, level, batch.conditionings, batch.geometries)
+    target = job.objective.target(batch.latents, batch.noise, level)
+    errors = (prediction.float() - target).pow(2).flatten(1).mean(1)
+    return job.objective.weight(level).to(errors.device) * errors
+
+
+def take_step(job: TrainingJob, step: int) -> StepNumbers:
+    """One optimizer step, and the learning rate that belongs to it."""
+    settings = job.recipe.training
+    factor = learning_rate_factor(settings.schedule, step, settings.steps, settings.warmup)
+    for group in job.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    samples = job.order.micro_batches(step)
+    positions = noise_positions(job, step, sum(map(len, samples)))
+    return optimizer_step(
+        job.accelerator, job.optimizer, job.parameters, samples,
+        lambda some: sample_losses(job, micro_batch(job, step, some, positions)), settings.gradient_clip,
+    )
+
+
+def _pictures_of(job: TrainingJob, step: int) -> str:
+    names = [job.training_set.pictures[sample.picture].record.path.name for batch in job.order.micro_batches(step) for sample in batch]
+    return ", ".join(dict.fromkeys(names))
+
+
+def check_numbers(job: TrainingJob, step: int, numbers: StepNumbers, watch: LossWatch) -> None:
+    """Raises TrainingError when a number is not finite (unless the recipe says skip) or the loss blows up."""
+    fix = "lower training.learning_rate; the last checkpoint is whole, and --resume goes on from it"
+    if numbers.bad:
+        watch.skipped += 1
+        if job.recipe.training.non_finite == "skip":
+            return
+        raise TrainingError(f"the {numbers.bad} of step {step + 1} is not finite; pictures: {_pictures_of(job, step)}", where=str(job.run.path), fix=fix)
+    if watch.blew_up(numbers.loss):
+        raise TrainingError(
+            f"the loss blew up at step {step + 1}: {watch.smoothed:.3g} after {watch.lowest:.3g}; pictures: {_pictures_of(job, step)}",
+            where=str(job.run.path), fix=fix,
+        )
+
+
+def _log_row(job: TrainingJob, done: int, numbers: StepNumbers, seconds: float) -> dict[str, Any]:
+    return {
+        "step": done, "loss": numbers.loss, "lr": job.optimizer.param_groups[0]["lr"], "grad_norm": numbers.grad_norm,
+        "applied": numbers.applied, "seconds": round(seconds, 4), "peak_memory_bytes": peak_memory_bytes(job.accelerator.device),
+    }
+
+
+def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequest, progress: Progress) -> None:
+    """Take steps `start` .. `training.steps` - 1, logging, saving and drawing on schedule.
+
+    Raises TrainingError (numbers blow up, disk full) and Interrupted (a signal; the finished step is saved first).
+    """
+    settings, is_main = job.recipe.training, job.accelerator.is_main_process
+    with progress.phase("training", settings.steps - start) as advance:
+        for step in range(start, settings.steps):
+            began = time.perf_counter()
+            numbers = take_step(job, step)
+            check_numbers(job, step, numbers, watch)
+            done = step + 1
+            if is_main:
+                job.run.append_log(_log_row(job, done, numbers, time.perf_counter() - began))
+            advance(1, f"loss {watch.smoothed or numbers.loss:.4f}")
+
+            is_last = done == settings.steps
+            if is_last or stop.signal_number or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+                job.save(done, watch)
+            if stop.signal_number and not is_last:
+                raise Interrupted(f"stopped at step {done} of {settings.steps}; everything is saved", where=str(job.run.path),
+                                  fix="go on with the same command and --resume", exit_code=stop.exit_code)
+            if job.recipe.samples.every and done % job.recipe.samples.every == 0 and not is_last:
+                job.draw(done)

@@ -1,0 +1,101 @@
+"""The end of a run: the adapter file is loaded back into a fresh base and has to prove itself before anyone says "done"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data_tools.progress import Progress
+from finetune.errors import TrainingError, VerifyError
+from finetune.families.protocol import ModelFamily
+from finetune.objectives import NoiseLevel
+from finetune.randomness import generator
+from finetune.sampling_sheets import before_after_sheet
+from finetune.training.checkpoints import ADAPTER, newest_checkpoint
+from finetune.training.encode import Encodings
+from finetune.training.run_folder import RunFolder
+from finetune.training.samples import SamplePlan, draw_samples
+from finetune.training.training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from finetune.adapters.adapter_file import AdapterFile
+    from finetune.adapters.verify import VerifyResult
+    from finetune.families.base_models import BaseModel
+
+# Largest relative difference between the trained model and the file attached to a fresh base. The trained model keeps
+# alpha / rank apart, the file has it folded in, so the last bits of the format differ.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The verification's numbers, and the sample pictures of the base and of the adapter as loaded back."""
+
+    verified: VerifyResult
+    before: list[Path] = field(default_factory=list)
+    after: list[Path] = field(default_factory=list)
+
+
+def probe(family: ModelFamily, transformer: Any, encodings: Encodings, training_set: TrainingSet) -> torch.Tensor:
+    """One deterministic forward of `transformer`: the first picture of the data, half way into the noise."""
+    device = next(transformer.parameters()).device
+    latents = encodings.latents(0).mean[None].to(device)
+    noise = torch.randn(latents.shape, generator=generator(0, "probe")).to(device)
+    level = NoiseLevel(sigma=torch.tensor([0.5]), timestep=torch.tensor([500.0]))
+    conditioning = encodings.conditioning(training_set.captions.variants[0][0])
+    with torch.no_grad():
+        return family.predict(transformer, (latents + noise) * 0.5**0.5, level, [conditioning], [training_set.pictures[0].geometry])
+
+
+def reference_prediction(family: ModelFamily, pipeline: Any, encodings: Encodings, training_set: TrainingSet) -> torch.Tensor:
+    """What the trained model predicts for the probe, on the CPU."""
+    pipeline.transformer.eval()
+    return probe(family, pipeline.transformer, encodings, training_set).cpu()
+
+
+def _exported(run: RunFolder, step: int) -> AdapterFile:
+    """Copy the last checkpoint's adapter to the place from which it is published."""
+    from finetune.adapters.adapter_file import read_adapter, write_adapter
+
+    checkpoint, _ = newest_checkpoint(run.checkpoints)
+    if checkpoint is None or checkpoint.step != step:
+        raise TrainingError(f"the checkpoint of step {step} is gone", where=str(run.checkpoints), fix="go on with --resume: what is missing is trained again")
+    adapter = read_adapter(checkpoint.folder / ADAPTER)
+    write_adapter(run.adapter_file, adapter)
+    return adapter
+
+
+def _check_same_as_trained(family: ModelFamily, transformer: Any, adapter: AdapterFile, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
+                           dtype: torch.dtype, where: str) -> None:
+    from finetune.adapters.attach import attach
+
+    attach(transformer, adapter, "loaded")
+    loaded = probe(family, transformer, encodings, training_set).cpu()
+    difference = float((loaded - reference).norm() / reference.norm().clamp_min(1e-30))
+    if not difference <= TOLERANCE[dtype]:
+        raise VerifyError(f"the file does not do what the trained model did (relative difference {difference:.1e})", where=where)
+
+
+def prove_adapter(base: BaseModel, dtype: torch.dtype, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
+                  samples: SamplePlan, device: torch.device, progress: Progress) -> Proof:
+    """Export the adapter of `step`, load it into a fresh base, verify it, draw with it and put before and after side by side.
+
+    Raises VerifyError naming what failed; the checkpoint is untouched then.
+    """
+    from finetune.adapters.verify import verify_adapter
+
+    family = base.family
+    trained = _exported(run, step)
+    progress.say("loading the adapter file into a fresh base and checking it")
+    pipeline = family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
+    pipeline.to(device)
+    pipeline.transformer.eval()
+    verified = verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained)
+    _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, dtype, str(run.adapter_file))
+    after = draw_samples(samples, family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
+    before = sorted(run.samples.glob("step-000000-*.png"))
+    before_after_sheet(before, after, [request.prompt for request in samples.requests], run.sheet)
+    return Proof(verified, before, after)

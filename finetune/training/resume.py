@@ -1,0 +1,54 @@
+"""What a resumed run may change, and going back to the newest whole checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+import torch
+
+from data_tools.progress import Progress
+from finetune.errors import RunFolderError
+from finetune.recipe import Recipe, load_recipe
+from finetune.training.checkpoints import Checkpoint, newest_checkpoint
+from finetune.training.run_folder import RunFolder
+
+# Nothing here changes what a step computes (more steps do move a falling schedule, which is what is asked for then).
+FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "data.folder", "samples.", "publish.")
+
+
+def changed_settings(before: Recipe, now: Recipe) -> list[str]:
+    """Lines "key: old -> new" of settings that shape the adapter and differ."""
+    old, new = before.settings(), now.settings()
+    return [f"{key}: {old.get(key)} -> {value}" for key, value in new.items() if value != old.get(key) and not key.startswith(FREE_TO_CHANGE)]
+
+
+def check_continuation(run: RunFolder, recipe: Recipe, data_hash: str, accepted: Collection[str]) -> None:
+    """Raises RunFolderError naming every setting or data change that `accepted` does not allow ("data" for pictures)."""
+    changes = [line for line in changed_settings(load_recipe(run.recipe), recipe) if line.split(":")[0] not in accepted]
+    if run.data_summary.exists() and "data" not in accepted:
+        before = json.loads(run.data_summary.read_text(encoding="utf-8"))["data_hash"]
+        changes += [] if before == data_hash else ["data: pictures, captions or sizes are not what they were"]
+    if changes:
+        keys = " ".join(f"--accept-change {line.split(':')[0]}" for line in changes)
+        raise RunFolderError("the run was started with other settings: " + "; ".join(changes), where=str(run.path),
+                             fix=f"set them back, or allow it with {keys}; the result is then no longer that of one unbroken run")
+
+
+def find_checkpoint(run: RunFolder, steps: int, progress: Progress) -> Checkpoint | None:
+    """The newest whole checkpoint, saying aloud what is passed over. Raises RunFolderError when the run is complete."""
+    checkpoint, passed_over = newest_checkpoint(run.checkpoints)
+    for folder, reason in passed_over:
+        progress.say(f"{folder.name} is not whole ({reason}) and is passed over")
+    if checkpoint is None:
+        progress.say("there is no whole checkpoint yet: starting from step 0")
+        return None
+    if checkpoint.step > steps or (checkpoint.step == steps and run.result.exists()):
+        raise RunFolderError(f"the run is complete: {checkpoint.step} steps are done", where=str(run.path),
+                             fix=f"raise the number of steps to go on, for example --set training.steps={checkpoint.step * 2}")
+    threads = checkpoint.state.get("threads")
+    if threads != torch.get_num_threads():
+        progress.say(f"warning: the run used {threads} threads and this process has {torch.get_num_threads()}: results may differ in the last bits "
+                     f"(set OMP_NUM_THREADS={threads} for an exact resume)")
+    progress.say(f"resuming after step {checkpoint.step}")
+    return checkpoint

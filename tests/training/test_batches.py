@@ -1,0 +1,56 @@
+"""Which pictures are in step n."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.training.batches import BatchOrder
+
+buckets_and_repeats = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), min_size=1, max_size=20)
+
+
+def order_of(pictures, batch_size, accumulation=1, seed=0):
+    return BatchOrder([bucket for bucket, _ in pictures], [repeats for _, repeats in pictures], batch_size, accumulation, seed)
+
+
+@given(buckets_and_repeats, st.integers(1, 5), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_every_picture_is_seen_as_often_as_it_repeats_in_each_epoch(pictures, batch_size, seed):
+    order = order_of(pictures, batch_size, seed=seed)
+    for epoch in range(2):
+        steps = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
+        seen = Counter(sample.picture for step in steps for batch in order.micro_batches(step) for sample in batch)
+        assert seen == {number: repeats for number, (_, repeats) in enumerate(pictures)}
+
+
+@given(buckets_and_repeats, st.integers(1, 5), st.integers(1, 4), st.integers(0, 30))
+@settings(deadline=None, max_examples=60)
+def test_a_micro_batch_is_of_one_bucket_and_never_empty(pictures, batch_size, accumulation, step):
+    batches = order_of(pictures, batch_size, accumulation).micro_batches(step)
+    assert len(batches) == accumulation
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert len({pictures[sample.picture][0] for sample in batch}) == 1
+    assert [sample.index for batch in batches for sample in batch] == list(range(sum(map(len, batches))))
+
+
+@given(buckets_and_repeats, st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(0, 40), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=40)
+def test_a_step_does_not_depend_on_which_steps_were_asked_for_before(pictures, batch_size, accumulation, steps):
+    used = order_of(pictures, batch_size, accumulation)
+    for step in steps:
+        assert used.micro_batches(step) == order_of(pictures, batch_size, accumulation).micro_batches(step)
+
+
+def test_another_seed_gives_another_order():
+    pictures = [("a", 1)] * 30
+    assert order_of(pictures, 4, seed=0).micro_batches(0) != order_of(pictures, 4, seed=1).micro_batches(0)
+
+
+def test_accumulation_cuts_the_same_stream_of_batches_into_longer_steps():
+    pictures = [("a", 1)] * 7 + [("b", 1)] * 3
+    short, long = order_of(pictures, 2, 1), order_of(pictures, 2, 2)
+    single = [[sample.picture for sample in batch] for step in range(6) for batch in short.micro_batches(step)]
+    double = [[sample.picture for sample in batch] for step in range(3) for batch in long.micro_batches(step)]
+    assert single == double

@@ -1,0 +1,58 @@
+"""What a run leaves on disk, and who may write there."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from finetune.errors import RunFolderError
+from finetune.training.run_folder import RunFolder
+
+HOLDER = "import sys, time\nfrom finetune.training.run_folder import RunFolder\nrun = RunFolder(sys.argv[1])\nrun.claim()\nprint('held', flush=True)\ntime.sleep(60)\n"
+
+
+def hold(path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_in_one_folder_is_refused_with_the_first_one_named(tmp_path):
+    holder = hold(tmp_path / "run")
+    try:
+        with pytest.raises(RunFolderError, match=f"process {holder.pid}"):
+            RunFolder(tmp_path / "run").claim()
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_lock_left_by_a_killed_process_does_not_block(tmp_path):
+    holder = hold(tmp_path / "run")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    run = RunFolder(tmp_path / "run")
+    run.claim()
+    assert str(os.getpid()) in (tmp_path / "run" / "lock").read_text()
+    run.release()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunFolderError) as refusal:
+        RunFolder(tmp_path / "file" / "run").claim()
+    assert "--out" in refusal.value.fix and refusal.value.exit_code == 2
+
+
+def test_a_torn_last_log_line_is_left_out_and_steps_to_be_taken_again_are_cut(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in range(1, 6):
+        run.append_log({"step": step, "loss": 0.5})
+    with open(run.log, "a") as log:
+        log.write('{"step": 6, "lo')
+    assert [row["step"] for row in run.read_log()] == [1, 2, 3, 4, 5]
+    run.cut_log(3)
+    run.append_log({"step": 4, "loss": 0.4})
+    assert [row["step"] for row in run.read_log()] == [1, 2, 3, 4]
