@@ -1,0 +1,112 @@
+"""From what was typed after `train` or `plan` to a checked recipe and the run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_tools.errors import BadInput, DataError
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
+
+Target = Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="A folder of pictures, a .toml recipe, a name from `recipe list`, or a run folder.")]
+Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="`mini`, a folder in diffusers layout, or a Hub id.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe for a folder of pictures.")]
+Trigger = Annotated[str | None, typer.Option("--trigger", metavar="WORDS", help="Words that call the style in a prompt.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; can be given several times.")]
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A checked recipe; `notes` says which recipe was taken without being asked for; `run` is set when a run was named."""
+
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+    run: Path | None = None
+
+
+def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: str | None, changes: Sequence[str] | None) -> Wanted:
+    """The recipe that the command line asks for. Raises RecipeError, or BadInput when pictures or base are not named."""
+    from finetune.recipe import load_recipe
+    from finetune.recipe_shelf import find_recipe
+
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (("base.model", base), ("data.trigger", trigger)) if value is not None]
+    overrides += changes or []
+    folder = Path(target).expanduser()
+    if folder.is_dir() and (folder / "recipe.toml").is_file():
+        return Wanted(load_recipe(folder / "recipe.toml", overrides), run=folder)
+    if not folder.is_dir():
+        if recipe is not None:
+            raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")
+        return Wanted(_with_pictures(load_recipe(_recipe_file(target), overrides), target))
+    overrides.insert(0, f"data.folder={json.dumps(str(folder))}")
+    if recipe is not None:
+        return Wanted(load_recipe(find_recipe(recipe), overrides))
+    return _recipe_for_base(base, overrides)
+
+
+def _recipe_file(target: str) -> Path:
+    """The recipe that `target` names; anything else is a folder that is not there."""
+    from finetune.recipe_problems import nearest
+    from finetune.recipe_shelf import find_recipe, shelf
+
+    names = [recipe.name for recipe in shelf()]
+    if target.endswith(".toml") or Path(target).exists() or target in names:
+        return find_recipe(target)
+    near = nearest(target, names)
+    raise DataError("there is neither a folder nor a recipe of this name", where=target,
+                    fix=f"did you mean the recipe `{near}`?" if near else "give a folder of pictures, or a recipe (`brushwork recipe list`)")
+
+
+def _recipe_for_base(base: str | None, overrides: list[str]) -> Wanted:
+    """Without a recipe: the one that was made for this base, else the defaults."""
+    from finetune.recipe import load_recipe
+    from finetune.recipe_shelf import recipes_for_base
+
+    named = base or next((change.partition("=")[2] for change in overrides if change.startswith("base.model=")), None)
+    if named is None:
+        raise BadInput("the base model is not named", where="--base", fix="add --base mini, --base FOLDER, --base OWNER/NAME, or --recipe NAME")
+    made_for_it = recipes_for_base(named)
+    if len(made_for_it) == 1:
+        only = made_for_it[0]
+        return Wanted(load_recipe(only.path, overrides), (f"recipe {only.name}: the one made for this base",))
+    notes = (f"default settings; recipes made for this base: {', '.join(each.name for each in made_for_it)} (choose with --recipe)",) if made_for_it else ()
+    return Wanted(load_recipe({"base": {"model": named}}, overrides), notes)
+
+
+def _with_pictures(recipe: Recipe, target: str) -> Recipe:
+    folder = recipe.data.folder
+    if folder is None:
+        raise BadInput("the recipe does not name a folder of pictures", where=target, fix=f"brushwork train PICTURES --recipe {target}, or add --set data.folder=PICTURES")
+    if not folder.is_dir():
+        raise DataError("the recipe's folder of pictures does not exist", where=str(folder), fix="change data.folder in the recipe, or add --set data.folder=PICTURES")
+    return recipe
+
+
+def run_folder(wanted: Wanted, out: Path | None, resume: bool) -> Path:
+    """Where the run lives: --out, the run that was named, or a new folder under runs/ called after the pictures."""
+    if out is not None:
+        return out
+    if wanted.run is not None:
+        if not resume:
+            raise BadInput("this is a run already", where=str(wanted.run), fix="go on with --resume, or start a new one with --out FOLDER")
+        return wanted.run
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("several processes need one run folder", where="--out", fix="add --out FOLDER")
+    name = wanted.recipe.data.folder.resolve().name if wanted.recipe.data.folder else "run"
+    names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
+    if resume:
+        started = [each for each in names if (RUNS / each / "recipe.toml").is_file()]
+        if not started:
+            raise BadInput("there is no run to go on with", where=str(RUNS / name), fix="name it with --out FOLDER, or start without --resume")
+        return RUNS / started[-1]
+    return RUNS / next(each for each in names if not (RUNS / each).exists())
