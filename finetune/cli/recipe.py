@@ -52,8 +52,8 @@ def check(
     from finetune.recipe_shelf import find_recipe
 
     loaded = load_recipe(find_recipe(recipe), changes or [])
-    changed = len(loaded.model_dump(exclude_defaults=True))
-    emit({"ok": True, "settings_hash": loaded.settings_hash()}, [f"{recipe}: fine, {changed} sections differ from the defaults"], json=json)
+    changed = {f"{section}.{key}": value for section, settings in loaded.model_dump(mode="json", exclude_defaults=True).items() for key, value in settings.items()}
+    emit({"ok": True, "changed": changed, "settings_hash": loaded.settings_hash()}, [f"{recipe}: fine; {len(changed)} settings differ from the defaults"], json=json)
 
 
 def explain(

@@ -1,0 +1,162 @@
+"""report.html of a run: before and after, curves, what was left out and why. One file that needs nothing beside it.
+
+Everything comes from the run folder, so the page can be made again. Text from files is escaped, nothing outside is
+linked, and a Content-Security-Policy forbids the page to load or run anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.atomic_files import write_text
+from finetune.training.run_folder import RunFolder
+
+WIDEST_PICTURE = 1600  # pixels; a wider one is reduced, so that the page stays one that can be mailed
+CURVE_WIDTH, CURVE_HEIGHT = 640, 160
+MOST_POINTS = 640
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
+td { overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; } .line { fill: none; stroke: #c2410c; stroke-width: 1.5; }
+.raw { fill: none; stroke: #9ca3af; stroke-width: .6; } .axis { stroke: #9ca3af; stroke-width: .5; } text { font-size: 11px; fill: #6b7280; }
+pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: 4px; } .note { color: #6b7280; }
+""".strip()
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ name }} — Brushwork report</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'sha256-{{ style_hash }}'">
+<meta name="viewport" content="width=device-width"><style>{{ style }}</style></head><body>
+<h1>{{ name }}</h1>
+{% if sheet %}<h2>Before and after</h2>
+<img src="{{ sheet }}" alt="The same prompts and seeds before and after training">
+<p class="note">The same prompts and seeds. The lower pictures are drawn by the adapter file as it was loaded back into a fresh base.</p>{% endif %}
+{% if facts %}<h2>Proof and cost</h2><table>{% for key, value in facts %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
+<h2>Curves</h2>
+{% for curve in curves %}<h3>{{ curve.title }}</h3>
+<svg viewBox="0 0 {{ width + 70 }} {{ height + 24 }}" role="img" aria-label="{{ curve.title }} over steps">
+<line class="axis" x1="60" y1="{{ height }}" x2="{{ width + 60 }}" y2="{{ height }}"/><line class="axis" x1="60" y1="4" x2="60" y2="{{ height }}"/>
+<text x="55" y="12" text-anchor="end">{{ curve.high }}</text><text x="55" y="{{ height }}" text-anchor="end">{{ curve.low }}</text>
+<text x="60" y="{{ height + 14 }}">step {{ curve.first }}</text><text x="{{ width + 60 }}" y="{{ height + 14 }}" text-anchor="end">{{ curve.last }}</text>
+<polyline class="raw" points="{{ curve.raw }}"/><polyline class="line" points="{{ curve.smooth }}"/></svg>
+{% else %}<p>No step has been logged.</p>{% endfor %}
+<h2>Data</h2><p>{{ pictures }} pictures were trained. {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
+{% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
+{% if reasons %}<h2>Automatic choices</h2><table>{% for key, value in reasons.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
+{% if samples %}<h2>On the way</h2>{% for sample in samples %}<h3>{{ sample.name }}</h3>{% for picture in sample.pictures %}<img src="{{ picture }}" alt=""> {% endfor %}{% endfor %}{% endif %}
+<h2>Recipe</h2><pre>{{ recipe }}</pre>
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve as SVG points: as logged, and smoothed over a twentieth of the run."""
+
+    title: str
+    raw: str
+    smooth: str
+    low: str
+    high: str
+    first: int
+    last: int
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write report.html from what lies in the run folder; works for unfinished runs too. Returns its path."""
+    from jinja2 import Environment
+
+    data, result = _read(run.data_summary), _read(run.result)
+    rows = run.read_log()
+    curves = [curve for title, key in (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr")) if (curve := _curve(title, key, rows))]
+    page = Environment(autoescape=True).from_string(PAGE).render(
+        name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
+        sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, width=CURVE_WIDTH, height=CURVE_HEIGHT,
+        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
+        recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else "",
+    )
+    write_text(run.report, page)
+    return run.report
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _facts(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    if not result:
+        return []
+    proof = result["verified"]
+    facts = [
+        ("Tensors placed", f"{proof['placed']} of {proof['keys']}"),
+        ("Output changed", f"by {proof['change']:.1%}" if proof.get("changed") else "no"),
+        ("Base restored exactly after detaching", "yes" if proof.get("restored") else "no"),
+        ("Baked equals attached", {True: "yes", False: "no", None: "not tested, the base is quantised"}[proof.get("baked_equals_attached")]),
+        ("Steps", str(result["steps"]) + (f", resumed after step {result['resumed_from']}" if result.get("resumed_from") else "")),
+        ("Whole time", f"{result['seconds']:.0f} s"),
+        ("Peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+    ]
+    seconds = sorted(row["seconds"] for row in rows)
+    if seconds:
+        facts.append(("Median step", f"{seconds[len(seconds) // 2]:.3f} s"))
+    return facts
+
+
+def _curve(title: str, key: str, rows: Sequence[dict[str, Any]]) -> Curve | None:
+    """The values of `key` over steps, thinned to what a screen shows; None without finite values."""
+    points = [(row["step"], float(row[key])) for row in rows if isinstance(row.get(key), (int, float)) and abs(row[key]) < float("inf")]
+    if len(points) < 2:
+        return None
+    smooth, average, weight = [], 0.0, 0.0
+    keep = 1 - min(1.0, 20 / len(points))
+    for step, value in points:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.append((step, average / weight))
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    first, last = points[0][0], points[-1][0]
+    return Curve(title, _polyline(points, low, high), _polyline(smooth, low, high), f"{low:.3g}", f"{high:.3g}", first, last)
+
+
+def _polyline(points: Sequence[tuple[int, float]], low: float, high: float) -> str:
+    first, last = points[0][0], points[-1][0]
+    thinned = points[:: max(1, len(points) // MOST_POINTS)]
+    return " ".join(
+        f"{60 + CURVE_WIDTH * (step - first) / max(1, last - first):.1f},{CURVE_HEIGHT - (CURVE_HEIGHT - 6) * ((value - low) / (high - low or 1)):.1f}"
+        for step, value in thinned
+    )
+
+
+def _samples_on_the_way(run: RunFolder) -> list[dict[str, Any]]:
+    """Sample pictures between the first and the last, by step."""
+    by_step: dict[str, list[Path]] = {}
+    for path in sorted(run.samples.glob("step-*.png")):
+        by_step.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    between = list(by_step.items())[1:-1]
+    return [{"name": f"step {int(name.removeprefix('step-'))}", "pictures": [_embedded(path) for path in paths]} for name, paths in between]
+
+
+def _embedded(path: Path) -> str | None:
+    """A picture as a data URI, reduced to the widest that the page shows; None when there is none."""
+    from PIL import Image
+
+    if not path.exists():
+        return None
+    with Image.open(path) as picture:
+        shown = picture.convert("RGB")
+    if shown.width <= WIDEST_PICTURE:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    shown.thumbnail((WIDEST_PICTURE, WIDEST_PICTURE * 4))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
