@@ -1,0 +1,1 @@
+"""Learning from what people prefer: candidates, comparisons, reward models, policy optimisation, best-of-N."""
