@@ -14,9 +14,10 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.images import Limits, read_bytes
 from data_tools.records import CHINESE, Caption, shown_name
+from data_tools.thinking import from_json as thinking_from_json
 
 LARGEST_CAPTION_FILE = 2**20  # bytes
-LONGEST_CAPTION = 20_000  # characters kept of one caption
+LONG_CAPTION = 5_000  # characters beyond which a caption is worth a warning
 CAPTION_SUFFIXES = (".txt", ".caption")
 THINKING_SUFFIX = ".thinking.json"
 LANGUAGE_PART = re.compile(r"\.(en|zh)$")
@@ -80,6 +81,7 @@ class Sidecars:
 
     captions: list[Caption] = field(default_factory=list)
     licence: str | None = None
+    repeats: int = 1
     warnings: list[str] = field(default_factory=list)
 
 
@@ -107,6 +109,7 @@ class FolderCaptions:
             if caption:
                 found.captions.append(Caption(caption.text, language, "plain", caption.source))
         self._json(f"{stem}.json", found)
+        self._thinking(f"{full}{THINKING_SUFFIX}", found)
         self._thinking(f"{stem}{THINKING_SUFFIX}", found)
         return found
 
@@ -127,11 +130,11 @@ class FolderCaptions:
         line = clean_line(text) if text is not None else ""
         if text is not None and not line:
             found.warnings.append(f"caption file {shown_name(name)} is empty")
-        if len(line) > LONGEST_CAPTION:
-            found.warnings.append(f"caption of {len(line):,} characters; the first {LONGEST_CAPTION:,} are used")
+        if len(line) > LONG_CAPTION:
+            found.warnings.append(f"a caption of {len(line):,} characters; text encoders read a few hundred words at most")
         actual = self.by_name.get(name, name)
         source = "model" if line and self.model_written.get(actual) == line else "person"
-        return Caption.written(line[:LONGEST_CAPTION], source) if line else None
+        return Caption.written(line, source) if line else None
 
     def _json(self, name: str, found: Sidecars) -> None:
         text = self._text(name, found)
@@ -150,6 +153,8 @@ class FolderCaptions:
         captions = caption_of(data.get("caption")) + captions
         if isinstance(data.get("licence", data.get("license")), str):
             found.licence = data.get("licence", data.get("license"))
+        if isinstance(data.get("repeats"), int) and 1 <= data["repeats"] <= 100_000:
+            found.repeats = data["repeats"]
         merge_captions(found.captions, captions)
 
     def _thinking(self, name: str, found: Sidecars) -> None:
@@ -157,14 +162,12 @@ class FolderCaptions:
         if text is None:
             return
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            found.warnings.append(f"{shown_name(name)} is not a JSON object; ignored")
+            record = thinking_from_json(json.loads(text))
+        except (ValueError, RecursionError, DataError) as error:
+            reason = error.what if isinstance(error, DataError) else "not JSON"
+            found.warnings.append(f"{shown_name(name)} is ignored: {reason}")
             return
-        language = str(record.get("language", record.get("lang", "en")))
-        found.captions.append(Caption(text.strip(), language, "thinking", "model"))
+        merge_captions(found.captions, [Caption(json.dumps(record.to_json(), ensure_ascii=False), record.language, "thinking", "model")])
 
     def orphans(self) -> list[str]:
         """Caption files that no picture claimed."""

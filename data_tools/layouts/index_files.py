@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.layouts.caption_files import caption_of, read_text
-from data_tools.records import Caption, LeftOut, Reading, shown_name
+from data_tools.layouts.caption_files import caption_of, merge_captions, read_text
+from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PATH_COLUMNS = ("file_name", "image_path", "img_path", "image", "path", "file", "filename")
 TEXT_COLUMNS = ("text", "caption", "prompt", "text_en", "text_zh", "additional_feature", "captions")
 MASK_COLUMNS = ("mask_file_name", "mask_path", "mask")
 LARGEST_INDEX = 2**30  # bytes
+TENCENT_CSV_FOLDER = "csvfile"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,24 @@ def _row(values: dict, where: str, folder: Path, image_root: Path | None) -> Row
     mask = next((resolve(values[name], folder, image_root) for name in MASK_COLUMNS if isinstance(values.get(name), str) and values[name]), None)
     captions: list[Caption] = []
     for name in TEXT_COLUMNS:
-        for caption in caption_of(values.get(name)):
-            language = name[-2:] if name in ("text_en", "text_zh") else caption.language
-            if not any(caption.text == known.text and caption.kind == known.kind for known in captions):
-                captions.append(Caption(caption.text, language, caption.kind, caption.source))
+        merge_captions(captions, caption_of(values.get(name)))
     licence = values.get("licence", values.get("license"))
     split = values.get("split")
     return Row(path, tuple(captions), where, mask, licence if isinstance(licence, str) and licence else None, _repeats(values.get("repeats", 1)), split if split in ("train", "held_out", "regularisation") else None)
+
+
+def rows_of_mapping(data: object, index: Path, folder: Path) -> dict[Path, Row]:
+    """kohya's metadata JSON: path or stem -> {"caption": ..., "tags": ...}; keys are paths below `folder`."""
+    if not isinstance(data, dict):
+        raise DataError("not a JSON object of pictures", where=shown_name(index))
+    rows = {}
+    for name, about in data.items():
+        values = about if isinstance(about, dict) else {}
+        captions = caption_of(values.get("caption")) or caption_of(values.get("tags"))
+        path = Path(name)
+        path = path if path.is_absolute() else folder / path
+        rows[path] = Row(path, tuple(captions), f"{index.name}:{name}")
+    return rows
 
 
 def _repeats(value: object) -> int:
@@ -93,6 +105,8 @@ def resolve(name: str, folder: Path, image_root: Path | None = None) -> Path:
         if depth < 0:
             raise DataError(f"{shown_name(name)} leads out of the folder")
     found = [root / relative for root in roots]
+    if folder.name == TENCENT_CSV_FOLDER:  # its paths start where the tool ran, above the data set's own folder
+        found += [folder.parent.joinpath(*relative.parts[start:]) for start in range(len(relative.parts))]
     return next((path for path in found if path.exists()), found[0])
 
 
@@ -150,3 +164,16 @@ def _parquet(index: Path) -> Iterator[tuple[str, dict]]:
                 yield f"{index.name}:{number}", values
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not readable as Parquet: {str(error).splitlines()[0]}", where=shown_name(index)) from None
+
+
+def read_index_file(index: Path, image_root: Path | None = None) -> Reading:
+    """A jsonl, csv or Parquet file whose rows are the set; pictures it does not name are not looked at."""
+    reading = Reading("index")
+    rows = read_rows(index, reading, image_root=image_root)
+    for row in rows:
+        if row.path.exists():
+            reading.entries.append(Entry(row.path, row.captions, row.mask, row.licence, "index", row.repeats, row.split or "train"))
+        else:
+            reading.left_out.append(LeftOut(row.path, f"named in {row.where} but there is no such file", "missing"))
+    reading.notes.append(f"layout: index ({shown_name(index.name)}, {len(rows)} rows name pictures)")
+    return reading

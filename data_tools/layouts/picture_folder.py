@@ -16,7 +16,8 @@ from data_tools.layouts.index_files import METADATA_NAMES, Row, read_rows
 from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 
 KOHYA_FOLDER = re.compile(r"^(\d+)_(.*)$")
-MASK_STEM_SUFFIXES = ("-masklabel", "-condlabel", ".mask", "_mask")
+CONDITION_SUFFIX = "-condlabel"
+MASK_STEM_SUFFIXES = ("-masklabel", CONDITION_SUFFIX, ".mask", "_mask")
 MASK_FOLDERS = ("masks", "mask", "conditioning", "control")
 HELD_OUT_FOLDERS = ("validation", "valid", "val", "test", "held_out")
 REGULARISATION_FOLDERS = ("reg", "regularisation", "regularization")
@@ -81,19 +82,19 @@ def read_picture_folder(root: Path) -> Reading:
     reading = Reading("bare")
     folders = walk(root, reading)
     rows = _metadata_rows(folders, reading)
+    row_masks = {row.mask for row in rows.values() if row.mask}
     kohya = any(_kohya_part(folder.parts) for folder in folders) and not rows
     plain_folders = 0
     orphans: list[Path] = []
     for folder in folders:
         captions = FolderCaptions(folder.path, folder.names, model_written_captions(folder.path))
         pictures = [name for name in folder.names if is_picture(folder.path / name)]
-        masks = _masks(folder, pictures)
-        masked = set(masks.values())
-        if kohya and pictures and not _kohya_part(folder.parts):
+        masks, no_pictures = _masks(folder, pictures)
+        if kohya and pictures and not _kohya_part(folder.parts) and not _is_mask_folder(folder):
             plain_folders += 1
         for name in pictures:
             path = folder.path / name
-            if path not in masked and not _is_mask_folder(folder):
+            if name not in no_pictures and path not in row_masks and not _is_mask_folder(folder):
                 reading.entries.append(_entry(path, folder, captions, masks.get(name), rows.pop(path, None), kohya))
         for name in folder.names:
             if name not in pictures and not name.lower().endswith((*CAPTION_SUFFIXES, *COMPANION_SUFFIXES)):
@@ -111,9 +112,9 @@ def _entry(path: Path, folder: Folder, captions: FolderCaptions, mask: Path | No
     layout = "sidecars" if beside.captions else "bare"
     own = beside.captions
     warnings = list(beside.warnings)
-    repeats, licence = 1, beside.licence
+    repeats, licence = beside.repeats, beside.licence
     if row is not None:
-        layout, licence, repeats = "metadata", row.licence or licence, row.repeats
+        layout, licence, repeats = "metadata", row.licence or licence, max(row.repeats, repeats)
         mask = row.mask or mask
         own = list(row.captions)
         plain = {c.text for c in own if c.kind == "plain"}
@@ -150,20 +151,28 @@ def _is_mask_folder(folder: Folder) -> bool:
     return bool(folder.parts) and folder.parts[-1].lower() in MASK_FOLDERS
 
 
-def _masks(folder: Folder, pictures: list[str]) -> dict[str, Path]:
-    """Masks by picture name: `a-masklabel.png`, `a_mask.png`, `a.mask.png` beside a.jpg, or masks/a.png below."""
-    by_stem = {os.path.splitext(name)[0]: name for name in pictures}
-    below = {}
-    for name in ("masks", "mask"):
-        if (folder.path / name).is_dir():
-            below |= {entry.stem: entry for entry in sorted((folder.path / name).iterdir()) if is_picture(entry)}
-    found = {name: below[stem] for stem, name in by_stem.items() if stem in below}
+def _masks(folder: Folder, pictures: list[str]) -> tuple[dict[str, Path], set[str]]:
+    """Masks by picture name (`a-masklabel.png`, `a_mask.png`, `a.mask.png` beside a.jpg, or masks/a.png below), and the
+    names that are masks or condition pictures and so no training pictures."""
+    by_stem: dict[str, str] = {}
+    for name in pictures:
+        by_stem.setdefault(os.path.splitext(name)[0], name)
+    found: dict[str, Path] = {}
+    for below in MASK_FOLDERS[:2]:
+        if (folder.path / below).is_dir():
+            for entry in sorted((folder.path / below).iterdir()):
+                if entry.stem in by_stem and is_picture(entry):
+                    found[by_stem[entry.stem]] = entry
+    no_pictures = set()
     for stem, name in by_stem.items():
         for suffix in MASK_STEM_SUFFIXES:
             owner = by_stem.get(stem.removesuffix(suffix)) if stem.endswith(suffix) else None
-            if owner and owner != name:
-                found[owner if suffix != "-condlabel" else f"{owner}\0condition"] = folder.path / name
-    return found
+            if owner is None:
+                continue
+            no_pictures.add(name)
+            if suffix != CONDITION_SUFFIX:
+                found[owner] = folder.path / name
+    return found, no_pictures
 
 
 def _metadata_rows(folders: list[Folder], reading: Reading) -> dict[Path, Row]:
