@@ -38,7 +38,7 @@ ant baby-chick bat bear bird crab crocodile dolphin duck eagle flamingo fox gira
 koala lady-beetle lion lobster monkey-face mouse-face parrot pig-face polar-bear rabbit-face rooster scorpion shark snake
 spider squid swan t-rex tiger-face unicorn whale wolf zebra hamster gorilla cow-face
 cherry-blossom deciduous-tree maple-leaf palm-tree potted-plant rose seedling shamrock tulip hibiscus
-avocado bagel birthday-cake bread broccoli candy carrot cheese-wedge cherries chocolate-bar cookie corn coconut croissant
+avocado bagel birthday-cake bread broccoli candy carrot cheese-wedge cherries chocolate-bar cookie coconut croissant
 cucumber cupcake doughnut egg eggplant french-fries garlic grapes green-apple hot-beverage hot-dog hot-pepper kiwi-fruit
 lemon lollipop mango melon onion pancakes peach peanuts pear popcorn potato pretzel rice-ball sandwich sushi taco
 tangerine teapot tomato waffle wine-glass beer-mug cocktail-glass honey-pot bell-pepper
