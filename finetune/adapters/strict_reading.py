@@ -2,38 +2,93 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.adapters.adapter_file import FILE_NAME, FILE_PREFIX, AdapterFile, check_tensors
+from finetune.adapters.adapter_file import FILE_NAME, PEFT_KEY, PROVENANCE_KEY, AdapterFile, check_tensors
+from finetune.adapters.conversion import to_canonical
+from finetune.adapters.foreign_scales import ForeignSettings, diffusers_settings, peft_folder_settings
 from finetune.adapters.keys import KeyMap
-from finetune.adapters.tensor_files import TensorFile
+from finetune.adapters.layouts import TRANSFORMER, Detection, detect_layout
+from finetune.adapters.tensor_files import Header, TensorFile
 from finetune.errors import AdapterError
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What other tools write about a model's family, and what it is called here; used to break ties only.
+FAMILY_HINTS = (
+    ("flux-1", "flux"), ("flux2", "flux2"), ("hunyuan-image-2", "hunyuan_image_2"), ("hunyuan_image", "hunyuan_image_2"),
+    ("stable-diffusion-3", "sd3"), ("sd3", "sd3"), ("qwen", "qwen_image"), ("z-image", "z_image"), ("zimage", "z_image"),
+    ("lumina-2", "lumina2"), ("lumina2", "lumina2"), ("hunyuanvideo", "hunyuan_video"), ("hunyuan_video", "hunyuan_video"),
+    ("chroma", "chroma"), ("hunyuan-dit", "hunyuan_dit"), ("hunyuandit", "hunyuan_dit"), ("flux", "flux"),
+)
+DROPPED_METADATA = ("modelspec.thumbnail", PEFT_KEY)
 
 
 def locate(path: Path) -> Path:
     """The one `.safetensors` file that a path means. Raises AdapterError when there is none, or a choice."""
     if not path.is_dir():
         return path
-    for name in ("adapter_model.safetensors", FILE_NAME):
-        if (path / name).exists():
-            return path / name
+    for folder in (path, path / "adapter"):
+        for name in (PEFT_FILE, FILE_NAME):
+            if (folder / name).exists():
+                return folder / name
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
-    if not found:
-        raise AdapterError("no .safetensors file in this folder", where=str(path))
-    raise AdapterError(f"{len(found)} adapter files in this folder", where=str(path), fix=f"name one: {', '.join(item.name for item in found[:5])}")
+    if found:
+        raise AdapterError(f"{len(found)} adapter files in this folder", where=str(path), fix=f"name one: {', '.join(item.name for item in found[:5])}")
+    pickles = sorted(item.name for item in path.glob("*.bin"))
+    raise AdapterError(f"only a pickle file in this folder ({pickles[0]}), which is never read" if pickles else "no .safetensors file in this folder", where=str(path))
+
+
+def family_hint(metadata: Mapping[str, str]) -> str | None:
+    """The family that a header claims, by our own provenance or other tools' conventions; never trusted alone."""
+    try:
+        own = json.loads(metadata.get(PROVENANCE_KEY, "{}"))
+        if isinstance(own, dict) and isinstance(own.get("family"), str):
+            return own["family"]
+    except (ValueError, RecursionError):
+        pass
+    claim = " ".join(metadata.get(key, "")[:200].lower() for key in ("modelspec.architecture", "ss_base_model_version"))
+    return next((family for mark, family in FAMILY_HINTS if mark in claim), None)
+
+
+def recognise(path: Path, header: Header, key_maps: Mapping[str, KeyMap], family: str | None = None) -> Detection:
+    """Layout and family of a file from its header."""
+    return detect_layout(header.entries, key_maps, str(path), family, family_hint(header.metadata))
+
+
+def settings_of(path: Path, header: Header, part: str) -> ForeignSettings:
+    """What the file, or the configuration beside it, says about strength."""
+    config = path.with_name(PEFT_CONFIG)
+    if path.name == PEFT_FILE and config.exists():
+        return peft_folder_settings(config, str(config))
+    return diffusers_settings(header.metadata, str(path), part)
 
 
 def read_strictly(path: Path, key_maps: Mapping[str, KeyMap], family: str | None, split_qkv_as_trained: bool) -> AdapterFile:
     """As `adapter_file.read_adapter` says."""
     path = locate(path)
     with TensorFile(path) as file:
-        odd = [key for key in file.header.entries if ".lora_" not in key]
-        if odd:
-            raise AdapterError(f"{odd[0]} is not a LoRA tensor", where=str(path))
-        tensors = {key.removeprefix(FILE_PREFIX): file.read(key) for key in file.header.entries}
-        metadata = dict(file.header.metadata)
-    notes = check_tensors(tensors, str(path))
-    return AdapterFile(tensors, metadata, notes=tuple(notes))
+        detection = recognise(path, file.header, key_maps, family)
+        key_map = key_maps.get(detection.family) if detection.family else None
+        settings = {part: settings_of(path, file.header, part) for part in sorted({part for part, _ in detection.groups})}
+        work = to_canonical(detection, file.header.entries, file.read, settings, key_map, str(path), split_qkv_as_trained)
+        metadata = {key: value for key, value in file.header.metadata.items() if key not in DROPPED_METADATA}
+    tensors, encoders = work.parts.pop(TRANSFORMER, {}), work.parts
+    notes = [*work.notes, *_split_qkv_note(work.kohya_blocks, metadata, split_qkv_as_trained)]
+    for part in (tensors, *encoders.values()):
+        if part or not encoders:
+            notes += check_tensors(part, str(path))
+    if encoders:
+        notes.append(f"also trains {', '.join(sorted(encoders))}")
+    return AdapterFile(tensors, metadata, encoders, detection.layout, detection.family, tuple(notes))
+
+
+def _split_qkv_note(modules: list[str], metadata: Mapping[str, str], as_trained: bool) -> list[str]:
+    """kohya's `split_qkv` trains q, k and v at alpha / rank but stores one alpha beside the joint rank."""
+    if not modules or not (as_trained or '"split_qkv": "True"' in metadata.get("ss_network_args", "")):
+        return []
+    strength = "restored to the trained strength" if as_trained else "kept as every reader reads them, weaker than trained"
+    return [f"{len(modules)} fused modules were trained apart (kohya split_qkv): {strength}"]

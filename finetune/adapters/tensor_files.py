@@ -158,7 +158,8 @@ def _read_header(descriptor: int, size: int, limits: Limits, where: str) -> Head
     if size > limits.file_bytes:
         raise refuse(f"{size} bytes; an adapter has at most {limits.file_bytes}", "is this a full checkpoint?")
     beginning = os.pread(descriptor, 64, 0)
-    for mark, what, fix in FOREIGN_BEGINNINGS:
+    # A safetensors file has its JSON from byte 8; the length before it may look like any mark (640 bytes: a pickle's).
+    for mark, what, fix in FOREIGN_BEGINNINGS if beginning[8:9] != b"{" else ():
         if beginning.lstrip().startswith(mark):
             raise refuse(what, fix)
     if size < 10:
@@ -206,7 +207,7 @@ def _metadata(raw: object, limits: Limits, refuse: Callable[..., AdapterError]) 
 
 def _entry(key: str, raw: object, body: int, limits: Limits, refuse: Callable[..., AdapterError]) -> Entry:
     shown = ascii(key[:80])
-    if len(key) > limits.key_length or not KEY_CHARACTERS.fullmatch(key):
+    if len(key) > limits.key_length or not KEY_CHARACTERS.fullmatch(key) or ".." in key:
         raise refuse(f"a tensor name that no adapter has: {shown}")
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
         raise refuse(f"{shown}: its description is not dtype, shape and data_offsets")
