@@ -4,7 +4,7 @@ Elements with counts and attributes, their relations, composition, environment, 
 text; the reasoning trace in words; and the enhanced prompt. The form follows the dimensions that HunyuanImage-3.0
 reasons through (subject, composition, environment, lighting, palette, style, details); English and Chinese.
 
-One record is one JSON file beside its picture, `<picture>.thinking.json`. Records are made by
+One record is one JSON file beside its picture: `cat.png` has `cat.thinking.json`, as it has `cat.txt`. Records are made by
 `data_tools.thinking_rules` (offline), by captioners, and by the enhancers of `finetune.thinking`.
 """
 
@@ -159,9 +159,9 @@ def from_json(data: Any, *, where: str | None = None) -> ThinkingRecord:
 
 
 def thinking_path(picture: Path | str) -> Path:
-    """Where the record of a picture lies: `<picture>.thinking.json`, the picture's own suffix kept."""
+    """Where the record of a picture lies: `cat.thinking.json` for `cat.png`, as its other sidecars do."""
     picture = Path(picture)
-    return picture.with_name(picture.name + SUFFIX)
+    return picture.with_name(picture.stem + SUFFIX)
 
 
 def write_record(path: Path | str, record: ThinkingRecord) -> None:
@@ -189,3 +189,13 @@ def record_beside(picture: Path | str) -> ThinkingRecord | None:
     """The record stored beside a picture, or None where there is none. Raises DataError for a broken one."""
     path = thinking_path(picture)
     return read_record(path) if path.exists() else None
+
+
+def caption_to_train(text: str) -> str | None:
+    """The caption that a stored record (its JSON text) stands for in training: the enhanced prompt, which is the form
+    that prompts have in use with `--think`. None for a record that gave up, and for text that is no record."""
+    try:
+        record = from_json(json.loads(text))
+    except (ValueError, RecursionError, DataError):
+        return None
+    return record.enhanced if record.ok else None

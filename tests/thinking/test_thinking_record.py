@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_tools.errors import DataError
 from data_tools.thinking import (
-    Element, Relation, ThinkingRecord, from_json, read_record, record_beside, record_problems, thinking_path, write_record,
+    caption_to_train, Element, Relation, ThinkingRecord, from_json, read_record, record_beside, record_problems, thinking_path, write_record,
 )
 from data_tools.thinking_schema import RELATIONS
 
@@ -40,7 +40,7 @@ def test_file_lies_beside_its_picture_and_gives_back_the_same_record(tmp_path):
     picture = tmp_path / "猫.png"
     assert record_beside(picture) is None
     write_record(thinking_path(picture), RECORD)
-    assert (tmp_path / "猫.png.thinking.json").exists()
+    assert (tmp_path / "猫.thinking.json").exists()
     assert record_beside(picture) == RECORD
 
 
@@ -105,3 +105,10 @@ def test_given_up_records_keep_the_original_prompt_and_say_why():
     given_up = RECORD.given_up("the number 3 was lost")
     assert (given_up.enhanced, given_up.ok, given_up.reason) == (RECORD.prompt, False, "the number 3 was lost")
     assert from_json(given_up.to_json()) == given_up
+
+
+def test_training_takes_the_enhanced_prompt_of_a_record_that_is_in_order():
+    assert caption_to_train(json.dumps(RECORD.to_json())) == RECORD.enhanced
+    assert caption_to_train(json.dumps(RECORD.given_up("lost").to_json())) is None
+    assert caption_to_train("a plain caption") is None
+    assert caption_to_train('{"v": 1}') is None
