@@ -29,7 +29,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
 td { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } .line { fill: none; stroke: #c2410c; stroke-width: 1.5; }
+svg { width: 100%; max-width: 44rem; height: auto; } .line { fill: none; stroke: #c2410c; stroke-width: 1.5; }
 .raw { fill: none; stroke: #9ca3af; stroke-width: .6; } .axis { stroke: #9ca3af; stroke-width: .5; } text { font-size: 11px; fill: #6b7280; }
 pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: 4px; } .note { color: #6b7280; }
 """.strip()
