@@ -1,6 +1,6 @@
 """A process that decodes pictures, one after another, so that a decoder that hangs or dies takes only this process along.
 
-Started by `worker_pool`. First line in: {"limits": {...}, "task": name}. Then one JSON list a picture: [number, path,
+Started by `worker_pool`. First line in: {"limits": {...}, "task": name, "cache": folder or null}. Then one JSON list a picture: [number, path,
 mask or null]; out comes [number, result] for each, in order. A result is a JSON object, with "code" when it is bad.
 """
 
@@ -12,25 +12,32 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools.errors import DataError
 from data_tools.images import BadPicture, Limits, decode, open_image, read_bytes
 from data_tools.records import shown_name
+from data_tools.result_cache import ResultCache
 
 
-def check(path: str, mask: str | None, limits: Limits) -> dict:
+def check(path: str, mask: str | None, limits: Limits, known: ResultCache | None) -> dict:
     """Read, hash and decode one picture (and its mask). Result: hash, width, height, format, mode, warnings; or code, reason."""
     result: dict = {}
     try:
         content = read_bytes(path, limits)
         result["hash"] = hashlib.sha256(content).hexdigest()
+        before = known.of_content(result["hash"]) if known and not mask else None
+        if before:
+            return before
         facts = decode(content, shown_name(path), limits=limits)[1]
         del content
         odd = list(facts.warnings)
         if mask:
             odd += _check_mask(mask, facts.width, facts.height, limits)
     except BadPicture as error:
-        return result | {"code": error.code, "reason": error.what + (f" ({error.fix})" if error.fix else "")}
+        return _refused(result, error)
     return result | {"width": facts.width, "height": facts.height, "format": facts.format, "mode": facts.mode, "warnings": odd}
+
+
+def _refused(result: dict, error: BadPicture) -> dict:
+    return result | {"code": error.code, "reason": error.what + (f" ({error.fix})" if error.fix else "")}
 
 
 def _check_mask(mask: str, width: int, height: int, limits: Limits) -> list[str]:
@@ -43,14 +50,18 @@ def _check_mask(mask: str, width: int, height: int, limits: Limits) -> list[str]
     return [] if opened.size == (width, height) else [f"the mask is {opened.width} x {opened.height}, not {width} x {height}; it is resized"]
 
 
-def fingerprint(path: str, mask: str | None, limits: Limits) -> dict:
-    """Hashes that near duplicates share; see `duplicates.fingerprint_of`."""
-    from data_tools.duplicates import fingerprint_of
+def fingerprint(path: str, mask: str | None, limits: Limits, known: ResultCache | None) -> dict:
+    """Hashes that near duplicates share; see `fingerprints.fingerprint_of`."""
+    from data_tools.fingerprints import fingerprint_of
 
+    result: dict = {}
     try:
-        return fingerprint_of(open_image(path, limits=limits))
-    except DataError as error:
-        return {"code": getattr(error, "code", "unreadable"), "reason": error.what}
+        content = read_bytes(path, limits)
+        result["hash"] = hashlib.sha256(content).hexdigest()
+        before = known.of_content(result["hash"]) if known else None
+        return before or result | fingerprint_of(decode(content, shown_name(path), limits=limits)[0])
+    except BadPicture as error:
+        return _refused(result, error)
 
 
 TASKS = {"check": check, "fingerprint": fingerprint}
@@ -75,12 +86,12 @@ def main() -> None:
     os.dup2(silence, 2)
     settings = json.loads(sys.stdin.buffer.readline())
     limits, task = Limits(**settings["limits"]), TASKS[settings["task"]]
+    known = ResultCache(settings["task"], limits, Path(settings["cache"])) if settings["cache"] else None
     _limit_memory(limits)
     for line in sys.stdin.buffer:
         number, path, mask = json.loads(line)
-        answers.write((json.dumps([number, task(path, mask, limits)]) + "\n").encode())
+        answers.write((json.dumps([number, task(path, mask, limits, known)]) + "\n").encode())
 
 
 if __name__ == "__main__":
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").is_dir() or entry.endswith(".zip")]
     main()

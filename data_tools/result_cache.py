@@ -42,7 +42,7 @@ class ResultCache:
         """Results of those paths whose files are unchanged since they were kept."""
         if self.database is None:
             return {}
-        stamps = {_key(path): (path, stamp) for path in paths if (stamp := _stamp(path))}
+        stamps = {_key(path): (path, stamp) for path in paths if (stamp := file_stamp(path))}
         found: dict[Path, dict] = {}
         keys = list(stamps)
         for start in range(0, len(keys), CHUNK):
@@ -54,13 +54,18 @@ class ResultCache:
                     found[stamps[key][0]] = json.loads(result)
         return found
 
+    def of_content(self, content_hash: str) -> dict | None:
+        """The result for a picture with these bytes, whatever it was called."""
+        rows = self._rows("SELECT result FROM results WHERE hash = ? AND settings = ?", [content_hash, self.settings])
+        return json.loads(rows[0][0]) if rows else None
+
     def keep(self, results: Iterable[tuple[Path, str, str, dict]]) -> None:
         """Remember (path, stamp before it was read, content hash, result)."""
         if self.database is None:
             return
         files, kept = [], []
         for path, stamp, content_hash, result in results:
-            if not content_hash or result.get("code") in PASSING_CODES or _stamp(path) != stamp:
+            if not content_hash or result.get("code") in PASSING_CODES or file_stamp(path) != stamp:
                 continue
             files.append((_key(path), stamp, content_hash))
             kept.append((content_hash, self.settings, json.dumps(result)))
@@ -109,10 +114,6 @@ def _key(path: Path) -> str:
 
 def file_stamp(path: Path) -> str:
     """Size, times and inode of a file as one text; "" when it has none or was changed too recently to be trusted."""
-    return _stamp(path)
-
-
-def _stamp(path: Path) -> str:
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -6,15 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools import worker_pool
+from data_tools.cached_tasks import cached_results
 from data_tools.errors import DataError
 from data_tools.images import Limits
 from data_tools.layouts.detect import read_layout
 from data_tools.progress import Progress
 from data_tools.records import Entry, ImageRecord, LeftOut, Reading, shown_name
-from data_tools.result_cache import ResultCache, file_stamp
-
-KEEP_EVERY = 500  # pictures between two writes to the result cache: what a stop can lose
 
 
 @dataclass
@@ -71,7 +68,8 @@ def check_reading(
     for note in reading.notes:
         progress.say(note)
     report = ScanReport(reading.layout, left_out=list(reading.left_out), warnings=list(reading.warnings), notes=list(reading.notes), other_files=list(reading.other_files))
-    results = _results(reading.entries, limits, workers, progress, use_cache, cache, report)
+    jobs = [(entry.path, entry.mask) for entry in reading.entries]
+    results, report.reused = cached_results(jobs, "check", limits=limits, workers=workers, progress=progress, use_cache=use_cache, cache=cache)
     for entry, result in zip(reading.entries, results, strict=True):
         if "code" in result:
             report.left_out.append(LeftOut(entry.path, result["reason"], result["code"]))
@@ -84,32 +82,6 @@ def _record(entry: Entry, result: dict) -> ImageRecord:
     warnings = (*entry.warnings, *result["warnings"])
     mask = None if any(text.startswith("the mask cannot be used") for text in result["warnings"]) else entry.mask
     return ImageRecord(entry.path, result["width"], result["height"], result["hash"], entry.captions, mask, entry.licence, entry.layout, entry.repeats, entry.split, warnings)
-
-
-def _results(entries: list[Entry], limits: Limits, workers: int | None, progress: Progress, use_cache: bool, cache: Path | None, report: ScanReport) -> list[dict]:
-    kept = ResultCache("check", limits, cache) if use_cache else None
-    # a mask is not part of a picture's hash, so pictures with one are always looked at
-    known = kept.known([entry.path for entry in entries if entry.mask is None]) if kept else {}
-    results: list[dict | None] = [known.get(entry.path) for entry in entries]
-    report.reused = sum(result is not None for result in results)
-    todo = [i for i, result in enumerate(results) if result is None]
-    stamps = {i: file_stamp(entries[i].path) for i in todo}
-    fresh: list[tuple[Path, str, str, dict]] = []
-    with progress.phase("checking pictures", len(todo)) as advance:
-        jobs = [(str(entries[i].path), str(entries[i].mask) if entries[i].mask else None) for i in todo]
-        for number, result in worker_pool.run(jobs, "check", limits=limits, workers=workers):
-            index = todo[number]
-            results[index] = result
-            if entries[index].mask is None and stamps[index]:
-                fresh.append((entries[index].path, stamps[index], result.get("hash", ""), result))
-            if kept and len(fresh) >= KEEP_EVERY:
-                kept.keep(fresh)
-                fresh.clear()
-            advance(1)
-    if kept:
-        kept.keep(fresh)
-        kept.close()
-    return results
 
 
 def require_usable(report: ScanReport, folder: Path | str) -> None:

@@ -28,7 +28,7 @@ def default_workers() -> int:
 class _Worker:
     """One process, what it was given and has not answered, and until when its next answer must come."""
 
-    def __init__(self, task: str, limits: Limits):
+    def __init__(self, task: str, limits: Limits, cache: str | None):
         self.limits = limits
         environment = dict(os.environ, PYTHONPATH=_import_path(), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONWARNINGS="ignore")
         command = [sys.executable, "-P", "-m", "data_tools.decode_worker"]
@@ -36,7 +36,7 @@ class _Worker:
         self.waiting: deque[int] = deque()
         self.partial = b""
         self.deadline = time.monotonic() + START_SECONDS + limits.seconds
-        self._send(json.dumps({"limits": asdict(limits), "task": task}))
+        self._send(json.dumps({"limits": asdict(limits), "task": task, "cache": cache}))
 
     def give(self, number: int, job: Job) -> None:
         self.waiting.append(number)
@@ -73,11 +73,12 @@ def _import_path() -> str:
     return os.pathsep.join([own, *(entry for entry in sys.path if entry and entry != own and os.path.isdir(entry))])
 
 
-def run(jobs: Sequence[Job], task: str, *, limits: Limits = Limits(), workers: int | None = None) -> Iterator[tuple[int, dict]]:
+def run(jobs: Sequence[Job], task: str, *, limits: Limits = Limits(), workers: int | None = None, cache: str | None = None) -> Iterator[tuple[int, dict]]:
     """Yield (index of the job, result) for every job, exactly once, as they come.
 
     A picture whose turn takes longer than `limits.seconds` yields code "timeout", one whose process dies "decoder_crash";
-    the process is replaced and the pictures behind it are given to another.
+    the process is replaced and the pictures behind it are given to another. `cache`: folder of the result cache, where
+    processes look up pictures whose bytes are known under another name.
     """
     pending = deque(range(len(jobs)))
     wanted = min(workers or default_workers(), max(1, len(jobs)))
@@ -86,7 +87,7 @@ def run(jobs: Sequence[Job], task: str, *, limits: Limits = Limits(), workers: i
         try:
             while pending or any(worker.waiting for worker in pool):
                 while len(pool) < wanted and pending:
-                    pool.append(_Worker(task, limits))
+                    pool.append(_Worker(task, limits, cache))
                     selector.register(pool[-1].process.stdout, selectors.EVENT_READ, pool[-1])
                 for worker in pool:
                     while pending and len(worker.waiting) < _share(len(pending), len(pool)):
