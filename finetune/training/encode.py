@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from data_tools.progress import Progress
 from finetune.errors import TrainingError
-from finetune.families.protocol import Conditioning, LatentDistribution, ModelFamily
+from finetune.families.protocol import Conditioning, LatentDistribution
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
 from finetune.training.pixels import load_pixels
 from finetune.training.training_set import TrainingPicture, TrainingSet

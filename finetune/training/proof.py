@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data_tools.atomic_files import whole_file
 from data_tools.progress import Progress
 from finetune.errors import TrainingError, VerifyError
 from finetune.families.protocol import ModelFamily
@@ -79,6 +80,15 @@ def _check_same_as_trained(family: ModelFamily, transformer: Any, adapter: Adapt
         raise VerifyError(f"the file does not do what the trained model did (relative difference {difference:.1e})", where=where)
 
 
+def write_sheet(before: list[Path], after: list[Path], prompts: list[str], path: Path) -> None:
+    """Before and after as one picture."""
+    from PIL import Image
+
+    sheet = before_after_sheet([Image.open(picture) for picture in before], [Image.open(picture) for picture in after], prompts)
+    with whole_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
 def prove_adapter(base: BaseModel, dtype: torch.dtype, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
                   samples: SamplePlan, device: torch.device, progress: Progress) -> Proof:
     """Export the adapter of `step`, load it into a fresh base, verify it, draw with it and put before and after side by side.
@@ -97,5 +107,5 @@ def prove_adapter(base: BaseModel, dtype: torch.dtype, run: RunFolder, step: int
     _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, dtype, str(run.adapter_file))
     after = draw_samples(samples, family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
     before = sorted(run.samples.glob("step-000000-*.png"))
-    before_after_sheet(before, after, [request.prompt for request in samples.requests], run.sheet)
+    write_sheet(before, after, [request.prompt for request in samples.requests], run.sheet)
     return Proof(verified, before, after)

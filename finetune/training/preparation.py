@@ -1,0 +1,99 @@
+"""Before the transformer is loaded: look at the pictures, compare with an interrupted run, write down what is about to happen, encode."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_tools.atomic_files import write_text
+from data_tools.progress import Progress
+from finetune.recipe import Recipe, dump_recipe
+from finetune.training.encode import Encodings, encode_everything
+from finetune.training.encoding_cache import EncodingCache
+from finetune.training.optimizers import choose_optimizer
+from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
+from finetune.training.preloading import late_imports
+from finetune.training.resume import check_continuation
+from finetune.training.run_folder import RunFolder
+from finetune.training.samples import SamplePlan, plan_samples
+from finetune.training.training_set import TrainingSet, build_training_set
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.families.base_models import BaseModel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is checked and encoded, before the transformer is loaded."""
+
+    recipe: Recipe
+    run: RunFolder
+    base: BaseModel
+    accelerator: Accelerator
+    base_dtype: PrecisionChoice
+    training_set: TrainingSet
+    encodings: Encodings
+    samples: SamplePlan
+    reasons: dict[str, str]
+
+
+def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
+    from accelerate import Accelerator
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(recipe.training.precision, device)
+    mixed = "no" if precision.name == "fp32" else precision.name
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu"), precision
+
+
+def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision: PrecisionChoice, resume: bool, accepted: Collection[str],
+             cache_folder: Path, progress: Progress) -> Prepared:
+    """Scan, compare with an interrupted run, write down what is about to happen, encode."""
+    from finetune.families.base_models import locate_base
+
+    base = locate_base(recipe.base.model, recipe.base.revision)
+    with late_imports():
+        training_set = build_training_set(recipe, base.family.facts, progress)
+    _say_what_was_found(training_set, progress)
+    base_dtype = choose_base_dtype(recipe.base.dtype, precision)
+    optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
+    reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{base_dtype.name}: {base_dtype.reason}",
+               "optimizer": f"{optimizer.name}: {optimizer.reason}"}
+    for name, reason in reasons.items():
+        progress.say(f"{name} {reason}")
+    if accelerator.is_main_process:
+        if run.exists and resume:
+            check_continuation(run, recipe, training_set.data_hash, accepted)
+        run.write_json(run.data_summary, {
+            "data_hash": training_set.data_hash, "pictures": len(training_set.pictures), "layout": training_set.layout,
+            "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
+        })
+        write_text(run.recipe, dump_recipe(recipe))
+    samples = plan_samples(recipe, base.family.facts, training_set)
+    cache = EncodingCache(cache_folder)
+    with accelerator.main_process_first():
+        encodings = encode_everything(base, training_set, samples.every_prompt(), recipe.data.background, cache, accelerator.device,
+                                      base_dtype.dtype, recipe.training.workers, progress)
+    if cache.mended:
+        progress.say(f"{cache.mended} damaged encodings were made again")
+    gc.collect()
+    return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons)
+
+
+def _say_what_was_found(training_set: TrainingSet, progress: Progress) -> None:
+    buckets: dict[str, int] = {}
+    for picture in training_set.pictures:
+        size = f"{picture.placement.bucket.width}x{picture.placement.bucket.height}"
+        buckets[size] = buckets.get(size, 0) + 1
+    progress.say(f"{len(training_set.pictures)} pictures ({training_set.layout}), in buckets " + ", ".join(f"{size}: {count}" for size, count in buckets.items()))
+    for warning in training_set.warnings:
+        progress.say(f"warning: {warning}")
+    for left in training_set.left_out:
+        progress.say(f"left out: {left.path}: {left.reason}")

@@ -1,0 +1,74 @@
+"""Everything that changes while training, to disk and back: parameters, optimizer, loss watch, scaler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.errors import RunFolderError, TrainingError
+from finetune.training.checkpoints import Checkpoint, keep_newest, write_checkpoint
+from finetune.training.loss_watch import LossWatch
+from finetune.training.optimizers import optimizer_state, restore_optimizer
+from finetune.training.preparation import Prepared
+from finetune.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
+
+
+def restore(checkpoint: Checkpoint, named: NamedParameters, optimizer: Any, accelerator: Accelerator) -> tuple[LossWatch, int]:
+    with torch.no_grad():
+        for name, parameter in named:
+            saved = checkpoint.tensors.get(f"parameter/{name}")
+            if saved is None or saved.shape != parameter.shape:
+                raise RunFolderError(f"the checkpoint has no fitting {name}", where=str(checkpoint.folder), fix="resume with the adapter settings that the run was started with")
+            parameter.copy_(saved)
+    restore_optimizer(optimizer, checkpoint.tensors, checkpoint.state["optimizer"])
+    if accelerator.scaler is not None and checkpoint.state.get("scaler"):
+        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+    return LossWatch(**checkpoint.state["watch"]), checkpoint.step
+
+
+def check_disk(run: RunFolder, parameters: Sequence[torch.nn.Parameter], kept: int) -> None:
+    """A run that cannot store its checkpoints stops before the first step, not at the last."""
+    # A checkpoint holds the adapter, the parameters and two moments; one more is written before the oldest goes.
+    needed = 4 * sum(parameter.numel() * 4 for parameter in parameters) * (kept + 1)
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise TrainingError(f"the disk has {free / 2**20:.0f} MiB left and the checkpoints need {needed / 2**20:.0f} MiB", where=str(run.path),
+                            fix="free disk space, lower training.keep_checkpoints, or choose another folder with --out")
+
+
+def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameters, optimizer: Any, step: int, watch: LossWatch) -> None:
+    from finetune.adapters.adapter_file import write_adapter
+    from finetune.adapters.lora import collect_lora
+
+    tensors, structure = optimizer_state(optimizer)
+    tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in named}
+    scaler = prepared.accelerator.scaler
+    state = {
+        "optimizer": structure, "watch": asdict(watch), "scaler": scaler.state_dict() if scaler is not None else None,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "settings_hash": prepared.recipe.settings_hash(),
+        "data_hash": prepared.training_set.data_hash,
+    }
+    adapter = collect_lora(transformer).with_provenance(**_provenance(prepared, step))
+    try:
+        write_checkpoint(prepared.run.checkpoints, step, tensors, state, lambda path: write_adapter(path, adapter))
+    except OSError as problem:
+        raise TrainingError(f"cannot write the checkpoint of step {step}: {problem.strerror or problem}", where=str(prepared.run.checkpoints),
+                            fix="free disk space and go on with --resume from the last whole checkpoint") from problem
+    keep_newest(prepared.run.checkpoints, prepared.recipe.training.keep_checkpoints)
+
+
+def _provenance(prepared: Prepared, step: int) -> dict[str, Any]:
+    return {
+        "base_model": prepared.base.identifier, "base_revision": prepared.base.revision, "family": prepared.base.family.facts.name,
+        "recipe_hash": prepared.recipe.settings_hash(), "data_hash": prepared.training_set.data_hash, "trigger": prepared.recipe.data.trigger,
+        "licence": prepared.recipe.publish.licence or prepared.base.licence.identifier, "steps": step, "pictures": len(prepared.training_set.pictures),
+    }
