@@ -46,10 +46,11 @@ def generate(
 
     from finetune.adapters.adapter_file import read_adapter
     from finetune.families.base_models import locate_base
+    from finetune.families.key_layouts import KEY_MAPS
     from finetune.generation import draw_from_files, usual_size
     from finetune.sampling import PictureRequest
 
-    files = {each.name: read_adapter(each.path) for each in named}
+    files = {each.name: read_adapter(each.path, KEY_MAPS) for each in named}
     found = locate_base(base or _trained_on(files))
     settings = _usual_settings(found, named)
     height, width = parse_size(size, usual_size(found))
@@ -66,7 +67,7 @@ def generate(
     for picture in draw_from_files(found, files, sets, requests, progress=progress):
         drawn.append(picture)
         paths.append(_save(picture, found, named, out))
-    sheet = _save_sheet(drawn, prompt, seeds, sets, out) if len(drawn) > 1 else None
+    sheet = _save_sheet(drawn, prompt, seeds, named, out) if len(drawn) > 1 else None
     data = {"pictures": [_as_data(picture, path, named) for picture, path in zip(drawn, paths, strict=True)], "sheet": sheet}
     emit(data, [*map(str, paths), *([f"sheet  {sheet}"] if sheet else [])], json=json)
 
@@ -105,7 +106,7 @@ def _save(picture: DrawnPicture, base: BaseModel, adapters: Sequence[NamedAdapte
     from finetune.sampling import save_picture
 
     request = picture.request
-    strengths = "".join(f"-{adapter.name}-{picture.weights[adapter.name]:g}" for adapter in adapters if len(adapter.weights) > 1)
+    strengths = "".join(f"-{_words(adapter.label)}-{picture.weights[adapter.name]:g}" for adapter in adapters if len(adapter.weights) > 1)
     path = _free(out, f"{_words(request.prompt)}-seed-{request.seed}{strengths}")
     settings = {"base": base.identifier, "revision": base.revision, "family": base.family.facts.name, "adapters": _adapter_data(picture.weights, adapters), "brushwork": __version__}
     save_picture(picture.image, path, vars(request) | settings)
@@ -123,13 +124,14 @@ def _free(folder: Path, stem: str) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def _save_sheet(drawn: Sequence[DrawnPicture], prompts: Sequence[str], seeds: Sequence[int], sets: Sequence[Mapping[str, float]], out: Path) -> Path:
+def _save_sheet(drawn: Sequence[DrawnPicture], prompts: Sequence[str], seeds: Sequence[int], adapters: Sequence[NamedAdapter], out: Path) -> Path:
     """A block for each prompt, a row for each set of strengths, a column for each seed."""
     from data_tools.atomic_files import whole_file
     from finetune.sampling_sheets import contact_sheet, stack_sheets
 
     per_set = len(prompts) * len(seeds)
-    row_names = [", ".join(f"{name} {weight:g}" for name, weight in weights.items()) or "base" for weights in sets]
+    sets = weight_sets(adapters)
+    row_names = [", ".join(f"{adapter.label} × {weights[adapter.name]:g}" for adapter in adapters) or "base" for weights in sets]
     blocks = []
     for number, text in enumerate(prompts):
         starts = [row * per_set + number * len(seeds) for row in range(len(sets))]

@@ -15,9 +15,10 @@ MOST_PICTURES = 10_000
 
 @dataclass(frozen=True)
 class NamedAdapter:
-    """An adapter file or folder with the strengths to draw it at."""
+    """An adapter file or folder with the strengths to draw it at. name: for the model, label: for people."""
 
     name: str
+    label: str
     path: Path
     weights: tuple[float, ...]
 
@@ -35,18 +36,24 @@ def parse_adapters(given: Sequence[str]) -> list[NamedAdapter]:
             raise BadInput("the weights of an adapter are not numbers", where=f"--adapter {text}", fix="write FILE:0.8, or FILE:0,0.5,1 for a row each") from None
         if not Path(path).exists():
             raise BadInput("there is no such adapter", where=f"--adapter {text}", fix="give an adapter file, or the `adapter` folder of a run")
-        adapters.append(NamedAdapter(_name(Path(path), [adapter.name for adapter in adapters]), Path(path), weights))
+        label = _label(Path(path))
+        adapters.append(NamedAdapter(_name(label, [adapter.name for adapter in adapters]), label, Path(path), weights))
     return adapters
 
 
-def _name(path: Path, taken: Sequence[str]) -> str:
+def _label(path: Path) -> str:
+    """The file's name, or the run's where the file has the name that every adapter has."""
     resolved = path.resolve()
     plain = resolved.stem if resolved.is_file() else resolved.name
     if plain in ("adapter", "pytorch_lora_weights", "adapter_model"):
         around = [part for part in reversed(resolved.parts[:-1]) if part != "adapter"]
         plain = around[0] if around else plain
+    return plain
+
+
+def _name(label: str, taken: Sequence[str]) -> str:
     # The library that attaches takes names of a-z, 0-9, _ and - that begin with a letter.
-    plain = re.sub(r"[^a-z0-9_-]", "_", plain.lower())[:40]
+    plain = re.sub(r"[^a-z0-9_-]", "_", label.lower())[:40]
     plain = plain if re.match(r"[a-z].{2,}", plain) else f"adapter_{plain}"
     return next(name for name in itertools.chain([plain], (f"{plain}_{number}" for number in itertools.count(2))) if name not in taken)
 
