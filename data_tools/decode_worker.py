@@ -6,15 +6,22 @@ mask or null]; out comes [number, result] for each, in order. A result is a JSON
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import sys
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 from data_tools.images import BadPicture, Limits, decode, open_image, read_bytes
 from data_tools.records import shown_name
 from data_tools.result_cache import ResultCache
+
+
+THUMBNAIL_SIDE = 320  # pixels of the longer side
 
 
 def check(path: str, mask: str | None, limits: Limits, known: ResultCache | None) -> dict:
@@ -64,7 +71,25 @@ def fingerprint(path: str, mask: str | None, limits: Limits, known: ResultCache 
         return _refused(result, error)
 
 
-TASKS = {"check": check, "fingerprint": fingerprint}
+def thumbnail(path: str, mask: str | None, limits: Limits, known: ResultCache | None) -> dict:
+    """A small JPEG for reports. Result: hash, jpeg (base64)."""
+    result: dict = {}
+    try:
+        content = read_bytes(path, limits)
+        result["hash"] = hashlib.sha256(content).hexdigest()
+        before = known.of_content(result["hash"]) if known else None
+        if before:
+            return before
+        image = decode(content, shown_name(path), limits=limits)[0]
+    except BadPicture as error:
+        return _refused(result, error)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    encoded = BytesIO()
+    image.save(encoded, "JPEG", quality=80, subsampling=0)
+    return result | {"jpeg": base64.b64encode(encoded.getvalue()).decode()}
+
+
+TASKS = {"check": check, "fingerprint": fingerprint, "thumbnail": thumbnail}
 
 
 def _limit_memory(limits: Limits) -> None:
