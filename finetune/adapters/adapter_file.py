@@ -32,7 +32,8 @@ class AdapterFile:
     for DoRA also `<module>.lora_magnitude_vector` (out,).
     metadata: header texts as found; of a stranger's file nothing in it is to be believed.
     text_encoders: "text_encoder", "text_encoder_2" ... -> the same kind of tensors, where a file trains them.
-    layout, family: what the file was recognised as.  notes: what was normalised or left out on reading, for the user.
+    layout, family: what the file was recognised as.  scales: module -> alpha / rank as the file said it, where it was not
+    1; already in B.  notes: what was normalised or left out on reading, for the user.
     """
 
     tensors: Mapping[str, Tensor]
@@ -40,6 +41,7 @@ class AdapterFile:
     text_encoders: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     layout: str = "diffusers"
     family: str | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

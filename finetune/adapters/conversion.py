@@ -25,7 +25,8 @@ LORA_ROLES = {"A", "B", "alpha", "mid", "magnitude", "bias"}
 
 @dataclass
 class Conversion:
-    """What is being built. parts: pipeline part -> canonical tensors.  notes: what the user should know."""
+    """What is being built. parts: pipeline part -> canonical tensors.  notes: what the user should know.
+    kohya_blocks: fused modules that were trained apart.  scales: canonical module -> alpha / rank, where it is not 1."""
 
     where: str
     read: Callable[[str], Tensor]
@@ -33,6 +34,7 @@ class Conversion:
     parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kohya_blocks: list[str] = field(default_factory=list)
+    scales: dict[str, float] = field(default_factory=dict)
 
     def add(self, part: str, module: str, suffix: str, tensor: Tensor) -> None:
         """Take one canonical tensor; AdapterError when the file has said something else of it already."""
@@ -175,6 +177,8 @@ def _place(work: Conversion, part: str, stem: str, source: SourcePair, rule: Rul
         if piece is not None:
             piece_a, piece_b = piece[0], factors.fold(piece[1], scale)
             _check_same(work, stem, (source.a, b[start:start + count], scale), (piece_a, piece_b))
+            if scale != 1.0:
+                work.scales[module] = scale
             work.add(part, module, A_SUFFIX, piece_a)
             work.add(part, module, B_SUFFIX, piece_b)
             if source.magnitude is not None:

@@ -1,0 +1,252 @@
+"""Arithmetic on adapters, module by module: scale, add, merge, resize, subtract, compare. What it costs is stated.
+
+All of it works on delta W = B @ A. Where a result needs a smaller rank than is exact, the best one is taken and its
+relative Frobenius error reported; nothing is cut in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from data_tools.progress import Progress
+from finetune.adapters import factors
+from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, AdapterFile
+from finetune.adapters.attach import delta
+from finetune.errors import AdapterError
+from finetune.randomness import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METHODS = ("concat", "linear", "svd", "ties", "dare")
+DENSE_SVD_UP_TO = 1024
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One adapter in a sum."""
+
+    adapter: AdapterFile
+    weight: float
+
+
+@dataclass
+class Result:
+    """adapter: what came out.  errors: module -> relative error of its delta W against the exact result, where it is not
+    exact.  notes: for the user."""
+
+    adapter: AdapterFile
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error; 0 for an exact result."""
+        return max(self.errors.values(), default=0.0)
+
+
+def rescale(adapter: AdapterFile, factor: float) -> AdapterFile:
+    """delta W times `factor` (finite, not 0), exactly; DoRA adapters are refused, since their strength is not linear."""
+    if not math.isfinite(factor) or factor == 0:
+        raise AdapterError(f"a factor of {factor}", fix="the factor must be finite and not 0")
+    _no_dora(adapter)
+    tensors = {key: factors.fold(value, factor) if key.endswith(B_SUFFIX) else value for key, value in adapter.tensors.items()}
+    return replace(adapter, tensors=tensors)
+
+
+def _no_dora(*adapters: AdapterFile) -> None:
+    if any(adapter.uses_dora for adapter in adapters):
+        raise AdapterError("DoRA magnitudes do not add up or scale", fix="bake the adapter into its base instead")
+
+
+def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None = None, density: float = 0.5, seed: int = 0,
+          progress: Progress | None = None) -> Result:
+    """Several adapters as one.
+
+    method: "concat" the weighted sum, exact, ranks add up; "linear" the same at the largest rank that came in;
+    "svd" the same at `rank`; "ties" (Yadav et al. 2023) and "dare" (Yu et al. 2024) drop entries of delta W by size or
+    at random before adding.  density: the share of entries that stay, (0, 1].  rank: of the result, for all but concat.
+    Raises AdapterError for adapters of different families, of different layer sizes, or with DoRA.
+    """
+    if method not in METHODS:
+        raise AdapterError(f"no way of merging is called {method!r}", fix=f"one of {', '.join(METHODS)}")
+    if len(parts) < 1 or not 0 < density <= 1 or (rank is not None and rank < 1):
+        raise AdapterError("merging needs adapters, a density above 0 and at most 1, and a rank of at least 1")
+    notes = _check_together(parts)
+    usual = max(max(part.adapter.ranks.values()) for part in parts)
+    modules = sorted({module for part in parts for module in part.adapter.modules})
+    result = Result(AdapterFile({}, family=parts[0].adapter.family), notes=notes)
+    tensors: dict[str, Tensor] = {}
+    with (progress or Progress()).phase("merging", len(modules)) as advance:
+        for module in modules:
+            present = [(number, part) for number, part in enumerate(parts) if module in part.adapter.ranks]
+            a, b, error = _merge_module(module, present, method, rank or usual, density, seed)
+            tensors |= {module + A_SUFFIX: a, module + B_SUFFIX: b}
+            if error > 0:
+                result.errors[module] = error
+            advance(1, module)
+    result.adapter = AdapterFile(tensors, family=parts[0].adapter.family)
+    return result
+
+
+def _check_together(parts: Sequence[Weighted]) -> list[str]:
+    adapters = [part.adapter for part in parts]
+    _no_dora(*adapters)
+    if any(not math.isfinite(part.weight) for part in parts):
+        raise AdapterError("a weight is not finite")
+    if any(adapter.text_encoders for adapter in adapters):
+        raise AdapterError("an adapter also trains a text encoder, which merging does not cover")
+    families = {adapter.family for adapter in adapters if adapter.family}
+    if len(families) > 1:
+        raise AdapterError(f"the adapters belong to different models: {', '.join(sorted(families))}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for adapter in adapters:
+        for module in adapter.modules:
+            a, b = adapter.pair(module)
+            shape = (b.shape[0], *a.shape[1:])
+            if shapes.setdefault(module, shape) != shape:
+                raise AdapterError(f"{module} has {shape} in one adapter and {shapes[module]} in another", fix="they were made for different models")
+    bases = {str(adapter.provenance["base_model"]) for adapter in adapters if adapter.provenance.get("base_model")}
+    return [f"the adapters were trained on different bases: {', '.join(sorted(bases))}"] if len(bases) > 1 else []
+
+
+def _merge_module(module: str, present: Sequence[tuple[int, Weighted]], method: str, rank: int, density: float, seed: int) -> tuple[Tensor, Tensor, float]:
+    import torch
+
+    pairs = [(part.weight, *part.adapter.pair(module)) for _, part in present]
+    if method in ("concat", "linear", "svd"):
+        a = torch.cat([pair[1].float() for pair in pairs])
+        b = torch.cat([pair[2].float() * pair[0] for pair in pairs], dim=1)
+        if method == "concat" or a.shape[0] <= rank:
+            return a, b, 0.0
+        return factors.truncate(a, b, rank)
+    deltas = torch.stack([delta(a, b) for _, a, b in pairs])
+    strengths = torch.tensor([weight for weight, _, _ in pairs]).reshape(-1, *[1] * (deltas.ndim - 1))
+    if method == "ties":
+        merged = ties(deltas, strengths, density)
+    else:
+        draws = torch.stack([torch.rand(deltas.shape[1:], generator=generator(seed, f"dare {module}", index=number)) for number, _ in present])
+        merged = ((draws < density) * deltas / density * strengths).sum(dim=0)
+    return low_rank(merged, rank, seed)
+
+
+def ties(deltas: Tensor, strengths: Tensor, density: float) -> Tensor:
+    """Trim, elect signs, average what agrees (Yadav et al., "TIES-Merging", 2023). deltas (n, out, in...), strengths (n, 1, 1...).
+
+    Each delta keeps its `density` largest entries by magnitude; a position's sign is that of the weighted sum; the
+    entries of that sign are averaged with their weights and scaled by the weights' sum, so that one adapter alone keeps
+    its strength.
+    """
+    import torch
+
+    kept = []
+    for each in deltas:
+        count = max(1, round(density * each.numel()))
+        threshold = each.abs().flatten().kthvalue(each.numel() - count + 1).values
+        kept.append(torch.where(each.abs() >= threshold, each, torch.zeros_like(each)))
+    weighted = torch.stack(kept) * strengths
+    agrees = (weighted.sign() == weighted.sum(dim=0).sign()) & (weighted != 0)
+    share = (agrees * strengths.abs()).sum(dim=0).clamp_min(1e-12)
+    return (weighted * agrees).sum(dim=0) / share * strengths.abs().sum()
+
+
+def low_rank(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor, float]:
+    """(A, B, relative error) of the best approximation of a dense delta W (out, in...) at `rank`.
+
+    Large layers use a randomised SVD with oversampling and power iterations (Halko et al. 2011), seeded.
+    """
+    import torch
+
+    flat = matrix.float().flatten(1)
+    total = float(flat.norm())
+    kept = min(rank, *flat.shape)
+    if min(flat.shape) <= DENSE_SVD_UP_TO or kept * 4 >= min(flat.shape):
+        u, s, v = torch.linalg.svd(flat, full_matrices=False)
+        v = v.T
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "low rank").initial_seed())
+            u, s, v = torch.svd_lowrank(flat, q=kept + 16, niter=4)
+    root = s[:kept].sqrt()
+    a, b = root[:, None] * v[:, :kept].T, u[:, :kept] * root
+    error = math.sqrt(max(0.0, total**2 - float(s[:kept].square().sum()))) / total if total else 0.0
+    return a.reshape(kept, *matrix.shape[1:]).contiguous(), b.reshape(matrix.shape[0], kept, *[1] * (matrix.ndim - 2)).contiguous(), error if error > 1e-4 else 0.0
+
+
+def rank_for_energy(spectrum: Tensor, energy: float) -> int:
+    """The smallest rank that keeps `energy` (0 to 1) of the squared singular values."""
+    squares = spectrum.double().square()
+    if float(squares.sum()) == 0:
+        return 1
+    reached = squares.cumsum(0) / squares.sum() >= energy - 1e-12
+    return int(reached.int().argmax()) + 1
+
+
+def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | None = None, progress: Progress | None = None) -> Result:
+    """The adapter at a smaller rank: at most `rank`, and only as much as keeps `energy` (0 to 1] of each module's
+    squared singular values. One of the two must be given. Ranks never grow."""
+    if rank is None and energy is None:
+        raise AdapterError("resizing needs a rank or an energy")
+    if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
+        raise AdapterError("a rank is at least 1, an energy above 0 and at most 1")
+    _no_dora(adapter)
+    tensors, errors = dict(adapter.tensors), {}
+    with (progress or Progress()).phase("resizing", len(adapter.modules)) as advance:
+        for module in adapter.modules:
+            a, b = adapter.pair(module)
+            wanted = min(rank or a.shape[0], a.shape[0])
+            if energy is not None:
+                wanted = min(wanted, rank_for_energy(factors.spectrum(a, b)[1], energy))
+            if wanted < a.shape[0]:
+                tensors[module + A_SUFFIX], tensors[module + B_SUFFIX], errors[module] = factors.truncate(a, b, wanted)
+            advance(1, module)
+    return Result(replace(adapter, tensors=tensors), errors)
+
+
+def subtract(left: AdapterFile, right: AdapterFile, weight: float = 1.0) -> Result:
+    """left - weight * right, exactly; ranks add up."""
+    return merge([Weighted(left, 1.0), Weighted(right, -weight)], "concat")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """modules: name -> cosine of the two delta W as vectors, where both have it.  left_only, right_only: module names.
+    cosine: of all shared modules together.  norms: the Frobenius norms of both adapters."""
+
+    modules: dict[str, float]
+    left_only: list[str]
+    right_only: list[str]
+    cosine: float
+    norms: tuple[float, float]
+
+
+def compare(left: AdapterFile, right: AdapterFile) -> Comparison:
+    """How alike two adapters are, from their factors alone: <dW1, dW2> = sum((B1' B2) * (A1 A2'))."""
+    cosines: dict[str, float] = {}
+    dots = left_squares = right_squares = 0.0
+    for module in left.modules:
+        if module not in right.ranks:
+            continue
+        first, second = left.pair(module), right.pair(module)
+        if first[0].shape[1:] != second[0].shape[1:] or first[1].shape[0] != second[1].shape[0]:
+            raise AdapterError(f"{module} has another size in the other adapter")
+        dot, own, other = inner(first, second), inner(first, first), inner(second, second)
+        cosines[module] = dot / math.sqrt(own * other) if own > 0 and other > 0 else 0.0
+        dots, left_squares, right_squares = dots + dot, left_squares + own, right_squares + other
+    whole = dots / math.sqrt(left_squares * right_squares) if left_squares > 0 and right_squares > 0 else 0.0
+    return Comparison(cosines, sorted(set(left.ranks) - set(right.ranks)), sorted(set(right.ranks) - set(left.ranks)), whole, (norm(left), norm(right)))
+
+
+def inner(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """<B1 A1, B2 A2>, the sum over entries, in float64."""
+    left = first[1].double().flatten(1).T @ second[1].double().flatten(1)
+    right = first[0].double().flatten(1) @ second[0].double().flatten(1).T
+    return float((left * right).sum())
+
+
+def norm(adapter: AdapterFile) -> float:
+    """Frobenius norm of all delta W together."""
+    return math.sqrt(sum(max(0.0, inner(adapter.pair(module), adapter.pair(module))) for module in adapter.modules))
