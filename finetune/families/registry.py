@@ -29,6 +29,29 @@ class Entry:
 
 FAMILIES: dict[str, Entry] = {
     "hunyuan_dit": Entry("hunyuan_dit", ("HunyuanDiTPipeline",)),
+    "hunyuan_image_2": Entry("hunyuan_image_2", ("HunyuanImagePipeline",), told_by={"use_meanflow": False}),
+    "flux_dev": Entry("flux", ("FluxPipeline",), "DEV", {"guidance_embeds": True}),
+    "flux_schnell": Entry("flux", ("FluxPipeline",), "SCHNELL", {"guidance_embeds": False}),
+    "flux2_dev": Entry("flux2", ("Flux2Pipeline",), "DEV"),
+    "flux2_klein": Entry("flux2", ("Flux2KleinPipeline",), "KLEIN"),
+    "sd3": Entry("sd3", ("StableDiffusion3Pipeline",)),
+    "sana": Entry("sana", ("SanaPipeline",)),
+    "pixart_sigma": Entry("pixart_sigma", ("PixArtSigmaPipeline",)),
+    "lumina2": Entry("lumina2", ("Lumina2Pipeline",)),
+    "qwen_image": Entry("qwen_image", ("QwenImagePipeline",)),
+    "z_image": Entry("z_image", ("ZImagePipeline",)),
+    "chroma": Entry("chroma", ("ChromaPipeline",)),
+    "auraflow": Entry("auraflow", ("AuraFlowPipeline",)),
+    "cogview4": Entry("cogview4", ("CogView4Pipeline",)),
+    "hidream": Entry("hidream", ("HiDreamImagePipeline",)),
+    "hunyuan_video": Entry("hunyuan_video", ("HunyuanVideoPipeline",)),
+    "hunyuan_video_15": Entry("hunyuan_video_15", ("HunyuanVideo15Pipeline",)),
+}
+
+# What looks like a family member and must not be trained: (pipeline class, key of the transformer's config, value) -> why.
+REFUSED: dict[tuple[str, str, object], str] = {
+    ("HunyuanImagePipeline", "use_meanflow", True):
+        "this is the distilled HunyuanImage-2.1, which learned pairs of noise levels: plain training would teach it the wrong target",
 }
 
 
@@ -66,11 +89,14 @@ def serving(pipeline_class: str, where: str) -> dict[str, Entry]:
 def family_name(pipeline_class: str, folder: Path) -> str:
     """As `family_of`, the name."""
     candidates = serving(pipeline_class, str(folder))
-    if len(candidates) == 1:
+    if not any(entry.told_by for entry in candidates.values()):
         return next(iter(candidates))
     config = _transformer_config(folder)
+    for (refused_class, key, value), why in REFUSED.items():
+        if pipeline_class == refused_class and config.get(key) == value:
+            raise BaseModelError(why, where=str(folder), fix="train the base model; its adapters have the same module names")
     for name, entry in candidates.items():
-        if all(config.get(key) == value for key, value in entry.told_by.items()):
+        if all(config.get(key, value) == value for key, value in entry.told_by.items()):
             return name
     raise BaseModelError(f"this {pipeline_class} is of no known variant", where=str(folder / "transformer" / "config.json"))
 

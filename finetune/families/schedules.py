@@ -48,3 +48,14 @@ def flow_objective(sampling: TimestepSampling | None, weighting: LossWeighting, 
     if not math.isfinite(shift) or shift <= 0:
         raise BaseModelError(f"the base's scheduler has shift {shift}", where="scheduler_config.json")
     return FlowObjective(TimestepSampling("logit_normal_shifted", shift=shift), weighting, dynamic)
+
+
+def scheduler_flow(scheduler: Any, sampling: TimestepSampling | None, weighting: LossWeighting, *, patch: int) -> FlowObjective:
+    """`flow_objective` with the shift of a flow-matching scheduler: by resolution where it is dynamic, else its constant.
+
+    patch: latent pixels a side of one token. `flow_shift` is what DPM-Solver schedulers call theirs.
+    """
+    config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        return flow_objective(sampling, weighting, dynamic=token_shift(scheduler, patch))
+    return flow_objective(sampling, weighting, shift=float(config.get("flow_shift") or config.get("shift") or 1.0))

@@ -9,6 +9,7 @@ import transformers
 from tests.tiny_models import parts, tokenizers
 
 PICTURE = (64, 64)  # height, width in pixels: 4 x 4 image tokens
+LIVE = {"guidance_scale": 1.0, "use_resolution_binning": False}
 
 
 def build(seed: int = 0, *, version: str = "1.2", equal_padding: bool = False, layers: int = 4) -> diffusers.HunyuanDiTPipeline:

@@ -1,0 +1,109 @@
+"""HunyuanImage-2.1 base (Tencent, 17.4 billion): rectified flow with shift 5, Qwen2.5-VL states, ByT5 for quoted text.
+
+The distilled one learned pairs of noise levels: plain training on it teaches the wrong target, so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.families.checkpointing import checkpoint_blocks
+from finetune.families.image_encoding import count_parameters, kl_latents
+from finetune.families.loading import compute_dtype, load_pipeline
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream
+from finetune.families.schedules import scheduler_flow
+from finetune.families.text_encoding import count_tokens, keep, stack_padded
+from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
+
+TEXT_LENGTH, GLYPH_LENGTH = 1000, 128
+ATTENTION = r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)"
+FACTS = FamilyFacts(
+    name="hunyuan_image_2", pipeline_classes=("HunyuanImagePipeline",), size_multiple=64, resolution=2048,
+    targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|{FEED_FORWARD})"},
+    licence=LicenceTerms(
+        identifier="other", name="tencent-hunyuan-community", link="https://huggingface.co/tencent/HunyuanImage-2.1/blob/main/LICENSE",
+        notice="Tencent HunyuanImage 2.1 is licensed under the Tencent HunyuanImage 2.1 Community License Agreement, Copyright © 2025 Tencent. "
+               "All Rights Reserved. The trademark rights of “Tencent Hunyuan” are owned by Tencent or its affiliate.",
+        territory="European Union, United Kingdom, South Korea"),
+    never_quantise=("x_embedder", "time_guidance_embed", "context_embedder", "norm_out", "proj_out"),
+    text_stream=TextStream(states="states", mask=None, placement="append"))
+
+
+class HunyuanImage2:
+    """`ModelFamily` of HunyuanImage-2.1."""
+
+    facts = FACTS
+
+    def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
+        return load_pipeline(folder, parts, dtype)
+
+    def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
+        return scheduler_flow(pipeline.scheduler, sampling, weighting, patch=1)
+
+    @torch.no_grad()
+    def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
+        return kl_latents(pipeline.vae, pixels)
+
+    @torch.no_grad()
+    def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        found = []
+        for prompt in prompts:
+            states, mask, glyphs, glyph_mask = pipeline.encode_prompt(prompt=prompt)
+            found.append(Conditioning({"states": keep(states[0][mask[0].bool()]), "glyphs": keep(glyphs[0][glyph_mask[0].bool()])}))
+        return found
+
+    @staticmethod
+    def _text(conditionings: Sequence[Conditioning], device: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States, mask, glyph states, glyph mask; a caption without quoted text has one masked glyph row."""
+        glyph_length = max(1, *(len(c.tensors["glyphs"]) for c in conditionings))
+        return (*stack_padded(conditionings, "states", device, dtype), *stack_padded(conditionings, "glyphs", device, dtype, glyph_length))
+
+    def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
+                geometries: Sequence[PictureGeometry]) -> Tensor:
+        dtype, device = compute_dtype(transformer), noisy.device
+        states, mask, glyphs, glyph_mask = self._text(conditionings, device, dtype)
+        return transformer(
+            hidden_states=noisy.to(dtype), timestep=level.timestep.to(device, torch.float32), encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(), encoder_hidden_states_2=glyphs, encoder_attention_mask_2=glyph_mask.long(), return_dict=False)[0].float()
+
+    def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
+        factor = pipeline.vae_scale_factor
+        return pipeline.transformer.config.in_channels, height // factor, width // factor
+
+    def pipeline_inputs(self, pipeline: Any, conditionings: Sequence[Conditioning], negatives: Sequence[Conditioning],
+                        latents: Tensor, guidance: float) -> dict[str, Any]:
+        dtype = compute_dtype(pipeline.transformer)
+        # The guidance of this pipeline lives in its guiders.
+        for slot in ("guider", "ocr_guider"):
+            if getattr(pipeline, slot) is not None:
+                setattr(pipeline, slot, getattr(pipeline, slot).new(guidance_scale=guidance, enabled=guidance > 1))
+        inputs: dict[str, Any] = {"latents": latents.to(dtype)}
+        for side, group in (("", conditionings), ("negative_", negatives)):
+            names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+            text = self._text(group, latents.device, dtype)
+            inputs |= {f"{side}{name}": value.long() if value.dtype == torch.bool else value for name, value in zip(names, text, strict=True)}
+        return inputs
+
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        hidden = config["num_attention_heads"] * config["attention_head_dim"]
+        return ModelShape(
+            parameters=count_parameters("HunyuanImageTransformer2DModel", config), hidden_size=hidden, heads=config["num_attention_heads"],
+            blocks={"double": config["num_layers"], "single": config["num_single_layers"]}, feed_forward_size=int(config["mlp_ratio"] * hidden),
+            tokens_per_pixel=1 / 32**2, text_tokens=TEXT_LENGTH, latent_channels=config["in_channels"], latent_factor=32)
+
+    def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        # The library's own checkpointing raises TypeError: it takes no arguments by name (diffusers 0.42.1).
+        checkpoint_blocks([*transformer.transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)
+        transformer.train()
+
+    def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
+        return {"Qwen": count_tokens(pipeline.tokenizer, prompt, TEXT_LENGTH)}
+
+
+FAMILY = HunyuanImage2()

@@ -1,0 +1,45 @@
+"""Latents of pictures as their transformers see them, for the kinds of autoencoder that families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.families.protocol import LatentDistribution
+
+
+def kl_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
+    """`AutoencoderKL`: (z - shift_factor) * scaling_factor, both from the autoencoder's own configuration."""
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
+    return LatentDistribution((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+
+
+def one_frame_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
+    """Video autoencoders with a scaling factor: the picture is one frame; encoded one at a time.
+
+    `AutoencoderKLHunyuanVideo15` cannot encode two: its attention mask lacks the heads' dimension (diffusers 0.42.1).
+    """
+    scale = vae.config.scaling_factor
+    posteriors = [vae.encode(picture[None, :, None].to(vae.device, vae.dtype)).latent_dist for picture in pixels]
+    mean = torch.cat([p.mean for p in posteriors]).squeeze(2).float()
+    return LatentDistribution(mean * scale, torch.cat([p.std for p in posteriors]).squeeze(2).float() * scale)
+
+
+def deterministic(latents: Tensor) -> LatentDistribution:
+    """Of an encoder that has no distribution."""
+    return LatentDistribution(latents, torch.zeros_like(latents))
+
+
+def count_parameters(class_name: str, config: Mapping[str, Any]) -> int:
+    """Parameters of a diffusers model with this configuration; nothing is allocated."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    component = getattr(diffusers, class_name)
+    with init_empty_weights():
+        model = component.from_config(dict(config))
+    return sum(parameter.numel() for parameter in model.parameters())
