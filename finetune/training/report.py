@@ -21,6 +21,9 @@ from finetune.training.run_folder import RunFolder
 WIDEST_PICTURE = 1600  # pixels; a wider one is reduced, so that the page stays one that can be mailed
 CURVE_WIDTH, CURVE_HEIGHT = 640, 160
 MOST_POINTS = 640
+# The last five are logged by preference runs.
+CURVES = (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr"), ("Reward on held-out prompts", "reward"), ("Witness reward", "held_out_reward"),
+          ("Divergence from the base, nats a picture", "kl"), ("Variety within a prompt", "diversity"), ("Loss on the base's own pictures", "drift"))
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -79,7 +82,7 @@ def write_report(run: RunFolder) -> Path:
 
     data, result = _read(run.data_summary), _read(run.result)
     rows = run.read_log()
-    curves = [curve for title, key in (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr")) if (curve := _curve(title, key, rows))]
+    curves = [curve for title, key in CURVES if (curve := _curve(title, key, rows))]
     page = Environment(autoescape=True).from_string(PAGE).render(
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
         sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, width=CURVE_WIDTH, height=CURVE_HEIGHT,
