@@ -134,7 +134,7 @@ class _QuantisedFlags:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        kinds = {type(module).__name__ for module in model.modules()}
+        kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
         flags = {"is_loaded_in_4bit": "Linear4bit" in kinds, "is_loaded_in_8bit": "Linear8bitLt" in kinds}
         self.missing = [flag for flag, wanted in flags.items() if wanted and not getattr(model, flag, False)]
 

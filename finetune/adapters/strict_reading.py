@@ -56,7 +56,10 @@ def family_hint(metadata: Mapping[str, str]) -> str | None:
 
 def recognise(path: Path, header: Header, key_maps: Mapping[str, KeyMap], family: str | None = None) -> Detection:
     """Layout and family of a file from its header."""
-    return detect_layout(header.entries, key_maps, str(path), family, family_hint(header.metadata))
+    hint = family_hint(header.metadata) or ""
+    # A family of the registry may be a variant (flux_dev) of the one that has the names (flux).
+    known = sorted((name for name in key_maps if hint == name or hint.startswith(name + "_")), key=len)
+    return detect_layout(header.entries, key_maps, str(path), family, known[-1] if known else None)
 
 
 def settings_of(path: Path, header: Header, part: str) -> ForeignSettings:

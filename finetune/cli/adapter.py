@@ -149,7 +149,11 @@ def _without_doubt(file: Path) -> None:
 def _family_and_shapes(base: str) -> tuple[str, dict[str, tuple[int, ...]]]:
     from finetune.adapters.base_weights import BaseWeights
     from finetune.families.base_models import locate_base
+    from finetune.families.key_layouts import key_map_of
 
     found: BaseModel = locate_base(base, None, ("transformer",))
+    key_map = key_map_of(found.family.facts.name)
+    if key_map is None:
+        raise BadInput(f"there is no name table for {found.family.facts.name}", where="--base")
     with BaseWeights(found.folder) as weights:
-        return found.family.facts.name, weights.layer_shapes
+        return key_map.family, weights.layer_shapes

@@ -19,3 +19,10 @@ KEY_MAPS: dict[str, KeyMap] = {key_map.family: key_map for key_map in (
     HUNYUAN_DIT, FLUX, SD3, QWEN_IMAGE, HUNYUAN_IMAGE_2, SANA, Z_IMAGE, FLUX2, CHROMA, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15,
     LUMINA2, PIXART_SIGMA, AURAFLOW, HIDREAM, COGVIEW4,
 )}
+
+
+def key_map_of(family: str) -> KeyMap | None:
+    """The names of a family of the registry; its variants (dev, schnell ...) share one table. None for an unknown one."""
+    from finetune.families.registry import FAMILIES
+
+    return KEY_MAPS.get(FAMILIES[family].module if family in FAMILIES else family)

@@ -36,6 +36,7 @@ SANA = KeyMap(
     widths=(2240, 1152),
     blocks={"transformer_blocks": 60},
     loads_with="pipeline",
+    call={"use_resolution_binning": False},
 )
 
 ADALN = tuple(f"adaln_single.emb.{name}_embedder.linear_{number}" for name in ("timestep", "resolution", "aspect_ratio") for number in (1, 2))
@@ -54,4 +55,5 @@ PIXART_SIGMA = KeyMap(
     widths=(1152,),
     blocks={"transformer_blocks": 28},
     loads_with="peft",
+    call={"use_resolution_binning": False},
 )

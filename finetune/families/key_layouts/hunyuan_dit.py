@@ -38,4 +38,5 @@ HUNYUAN_DIT = KeyMap(
     widths=(1408,),
     blocks={"blocks": 40},
     loads_with="peft",
+    call={"use_resolution_binning": False},
 )
