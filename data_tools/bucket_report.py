@@ -29,13 +29,15 @@ class BucketRow:
 
 @dataclass(frozen=True)
 class ListCost:
-    """What a list of buckets costs a folder. used: buckets that get a picture.  mean, high: mean and 95th percentile of the lost share."""
+    """What a list of buckets costs a folder. used: buckets that get a picture.  mean, high: mean and 95th percentile of the lost share.
+    padded: pictures that get a border because they are too small for every bucket."""
 
     name: str
     buckets: int
     used: int
     mean: float
     high: float
+    padded: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _cost(name: str, buckets: Sequence[Bucket], records: Sequence[ImageRecord], 
     placements = placements or [assign(record.size, buckets, upscale=upscale, fit=fit) for record in records]
     shares = sorted(lost_share(p, record) for p, record in zip(placements, records, strict=True))
     high = shares[min(len(shares) - 1, math.ceil(0.95 * len(shares)) - 1)]
-    return ListCost(name, len(buckets), len({p.bucket for p in placements}), sum(shares) / len(shares), high)
+    return ListCost(name, len(buckets), len({p.bucket for p in placements}), sum(shares) / len(shares), high, sum(p.padded for p in placements))
 
 
 def fixed_lists(resolution: int, multiple: int) -> dict[str, list[Bucket]]:
@@ -114,7 +116,7 @@ def table(report: BucketReport) -> list[str]:
     for row in report.rows:
         border = f"  ({row.padded} with a border: too small to fill it)" if row.padded else ""
         lines.append(f"{row.bucket!s:>11}  {row.pictures:>8}  {row.lost:>6.1%}  {row.worst_lost:>6.1%}  {row.worst.path.name}{border}")
-    lines += ["", f"{'list':<20} {'buckets':>7} {'used':>5} {'mean lost':>10} {'95 % lose at most':>18}"]
-    lines += [f"{c.name:<20} {c.buckets:>7} {c.used:>5} {c.mean:>10.2%} {c.high:>18.2%}" for c in report.compared]
+    lines += ["", f"{'list':<20} {'buckets':>7} {'used':>5} {'mean lost':>10} {'95 % lose at most':>18} {'with border':>12}"]
+    lines += [f"{c.name:<20} {c.buckets:>7} {c.used:>5} {c.mean:>10.2%} {c.high:>18.2%} {c.padded:>12}" for c in report.compared]
     lines.append("the best set of this many there is" if report.optimal else "found by search, because small pictures may not be enlarged")
     return lines

@@ -19,6 +19,7 @@ Size = tuple[int, int]
 LARGEST_RATIO = 4.0  # candidates are at most four times as long as wide; longer pictures lose the rest
 LEAST_AREA = 0.9  # share of the pixel budget that a full-size candidate must use
 ENOUGH = 5e-4  # fewer buckets are taken when that costs less than this share of the pixels
+MOST_OWN_SIZES = 400  # sizes of small pictures that become candidates themselves
 MOST_SIZES_SEARCHED = 3000  # distinct sizes beyond which sizes are rounded before the search without upscaling
 
 
@@ -104,21 +105,26 @@ def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, ups
     return np.where(too_small, 2.0 - rows * columns / bucket.prod(1)[None, :], cost)
 
 
-def candidates(resolution: int, multiple: int, *, smallest: Size | None = None) -> list[Bucket]:
+def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = ()) -> list[Bucket]:
     """Every size with sides in `multiple` and about resolution x resolution pixels, ratio at most 4.
 
-    With `smallest` (height, width: the smallest sides met) also smaller ones, each level half the area of the last, down to what fits.
+    small: sizes of pictures that must not be enlarged; for them also what each fills itself, and levels of half the area each.
     """
     if resolution < multiple:
         raise ValueError(f"a resolution of {resolution} is under the multiple of {multiple}")
-    found = set(_level(resolution * resolution, multiple))
-    area = resolution * resolution / 2
-    while smallest and min(smallest) < resolution * math.sqrt(LARGEST_RATIO) and area >= multiple * multiple:
-        found.update(_level(int(area), multiple))
-        area /= 2
-    if smallest:
-        found.add(Bucket(multiple, multiple))
-    return sorted(found)
+    budget = resolution * resolution
+    found = set(_level(budget, multiple))
+    if not small:
+        return sorted(found)
+    area, least = budget // 2, max(multiple * multiple, min(h * w for h, w in small) // 2)
+    while area >= least:
+        found.update(_level(area, multiple))
+        area //= 2
+    for height, width in small:
+        own = Bucket(max(1, height // multiple) * multiple, max(1, width // multiple) * multiple)
+        if own.height * own.width <= budget and max(own.height, own.width) <= LARGEST_RATIO * min(own.height, own.width):
+            found.add(own)
+    return sorted(found | {Bucket(multiple, multiple)})
 
 
 def _level(area: int, multiple: int) -> list[Bucket]:
@@ -156,8 +162,7 @@ def choose_with_bound(sizes: Sequence[Size], *, resolution: int, multiple: int, 
     distinct, weights = _rounded(counted)
     if upscale or losses(distinct, on_line, budget=budget, upscale=False).min(1).max() < 1.0:
         return on_line, True
-    smallest = min(h for h, _ in counted), min(w for _, w in counted)
-    every = candidates(resolution, multiple, smallest=smallest)
+    every = candidates(resolution, multiple, small=_most_frequent(counted, MOST_OWN_SIZES))
     return _swap_search(distinct, weights, every, on_line, budget, most), False
 
 
@@ -215,6 +220,10 @@ def _facilities(points: np.ndarray, weights: np.ndarray, positions: np.ndarray, 
         back.append(np.argmin(through, axis=0))
         cost = through.min(axis=0)
     return chosen, totals
+
+
+def _most_frequent(counted: Counter, most: int) -> list[Size]:
+    return [size for size, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 
 def _rounded(counted: Counter) -> tuple[list[Size], np.ndarray]:

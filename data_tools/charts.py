@@ -104,3 +104,16 @@ def meter(share: float, *, most: float = 1.0) -> Markup:
     """A bar of fixed length, filled by share / most."""
     filled = 100 * max(0.0, min(1.0, share / most if most else 0.0))
     return Markup('<svg class="meter" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true"><rect width="100" height="6" class="track"/><rect width="{:.2f}" height="6" class="fill"/></svg>').format(filled)
+
+
+STAND_ALONE_STYLE = (
+    "text{font:11px sans-serif;fill:#6f675f}.grid{stroke:#e2dcd2}.dot{fill:#2f5d62;fill-opacity:.38}.ring{fill:none;stroke:#b4472c;stroke-width:2}"
+)
+
+
+def stand_alone_chart(sizes: Sequence[tuple[int, int]], buckets: Sequence[tuple[int, int]]) -> str:
+    """`size_scatter` as the text of an SVG file of its own."""
+    drawing = str(size_scatter(sizes, buckets, label="Pictures by shape and number of pixels; rings are the buckets"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" '
+    opened, closed, rest = drawing.removeprefix("<svg ").partition(">")
+    return f'{head}{opened}{closed}<style>{STAND_ALONE_STYLE}</style><rect width="100%" height="100%" fill="#fffefb"/>{rest}\n'
