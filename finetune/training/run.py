@@ -16,6 +16,7 @@ from data_tools.scan import LeftOut
 from finetune.errors import RunFolderError
 from finetune.objectives import LossWeighting, TimestepSampling
 from finetune.recipe import Recipe
+from finetune.training.allocator import keep_freed_memory
 from finetune.training.batches import BatchOrder
 from finetune.training.encoding_cache import default_cache_folder
 from finetune.training.loop import TrainingJob, training_loop
@@ -64,12 +65,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
     """
     began = time.monotonic()
     progress = progress or Progress()
+    keep_freed_memory()
     run = RunFolder(out)
     accelerator, precision = make_accelerator(recipe)
     if accelerator.is_main_process:
         run.claim()
     try:
-        if run.exists and not resume:
+        if accelerator.is_main_process and run.exists and not resume:
             raise RunFolderError("holds a run already", where=str(out), fix="go on with --resume, or choose another folder with --out")
         prepared = prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress)
         with stop_on_signals() as stop:
@@ -127,7 +129,7 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     sampling = _timestep_sampling(recipe)
     job = TrainingJob(
         recipe, accelerator, prepared.base.family, prepared.base.family.objective(pipeline, sampling, LossWeighting(recipe.objective.weighting, recipe.objective.gamma)),
-        pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set), run, keep, draw,
+        pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set, accelerator.num_processes), run, keep, draw,
     )
     training_loop(job, start, watch, stop, progress)
     return reference_prediction(prepared.base.family, pipeline, prepared.encodings, prepared.training_set), checkpoint.step if checkpoint else None
@@ -138,10 +140,11 @@ def _timestep_sampling(recipe: Recipe) -> TimestepSampling | None:
     return None if settings.timesteps == "auto" else TimestepSampling(settings.timesteps, settings.shift, settings.mean, settings.std)
 
 
-def _batch_order(recipe: Recipe, training_set: TrainingSet) -> BatchOrder:
+def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> BatchOrder:
+    """Two processes take the same steps as one with twice the accumulation."""
     buckets = [picture.placement.bucket for picture in training_set.pictures]
     repeats = [picture.record.repeats for picture in training_set.pictures]
-    return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation, recipe.training.seed)
+    return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation * processes, recipe.training.seed)
 
 
 def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, began: float, progress: Progress) -> TrainingResult:

@@ -61,6 +61,9 @@ def half_files(run: Path) -> list[str]:
 def main(base: str, pictures: str, folder: str, kills: str, seed: str) -> None:
     work, draw = Path(folder), random.Random(int(seed))
     recipe = small_recipe(base, Path(pictures), training__checkpoint_every=2, samples__every=5)
+    # Everything is imported here, once: a child then spends its life on the run and not on imports.
+    os.environ["XDG_CACHE_HOME"] = str(work / "cache")
+    training_run.train(small_recipe(base, Path(pictures), training__steps=1), work / "imports", cache_folder=work / "cache" / "encodings")
     began = time.monotonic()
     if not finished(attempt(recipe, work / "unbroken", work / "cache")):
         raise SystemExit((work / "problem.txt").read_text())

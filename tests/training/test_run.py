@@ -1,0 +1,349 @@
+"""The main job on a tiny real base: what a run leaves, what it refuses, what it survives."""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from finetune.errors import DataError, Interrupted, RunFolderError, TrainingError, VerifyError
+from finetune.families.hunyuan_dit import HunyuanDiT
+from finetune.training.run import train
+from tests.training.small_job import small_recipe, write_pictures
+
+ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def own_scan_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_base, pictures, encodings_folder, tmp_path_factory):
+    """A finished run that others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    result = train(small_recipe(tiny_base, pictures), out, cache_folder=encodings_folder)
+    return out, result
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_of_pictures_becomes_a_proven_adapter(unbroken):
+    out, result = unbroken
+    assert result.verified.keys == result.verified.placed == 2 * 8 * 4
+    assert result.verified.changed and result.verified.baked_equals_attached and result.verified.restored
+    assert {path.name for path in out.iterdir()} >= {
+        "recipe.toml", "data.json", "log.jsonl", "samples", "checkpoints", "adapter", "before_after.png", "report.html", "result.json"}
+    assert [row["step"] for row in log_of(out)] == list(range(1, 13))
+    assert set(log_of(out)[0]) >= {"step", "loss", "lr", "grad_norm", "seconds", "peak_memory_bytes"}
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000008", "step-000012"]
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+
+
+def test_the_pictures_before_and_after_differ_and_stand_on_one_sheet(unbroken):
+    _, result = unbroken
+    before, after = Image.open(result.before[0]), Image.open(result.after[0])
+    assert before.size == after.size == (64, 64)
+    assert before.tobytes() != after.tobytes()
+    assert Image.open(result.sheet).width >= 64
+
+
+def test_the_recipe_in_the_run_folder_makes_the_same_adapter_again(unbroken, encodings_folder, tmp_path):
+    from finetune.recipe import load_recipe
+
+    out, _ = unbroken
+    train(load_recipe(out / "recipe.toml"), tmp_path / "again", cache_folder=encodings_folder)
+    assert (tmp_path / "again" / ADAPTER).read_bytes() == (out / ADAPTER).read_bytes()
+
+
+def test_another_seed_makes_another_adapter(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
+    train(small_recipe(tiny_base, pictures, training__seed=1), tmp_path / "run", cache_folder=encodings_folder)
+    assert (tmp_path / "run" / ADAPTER).read_bytes() != (unbroken[0] / ADAPTER).read_bytes()
+
+
+def test_the_loss_falls(tiny_base, pictures, encodings_folder, tmp_path):
+    recipe = small_recipe(tiny_base, pictures, training__steps=60, training__batch_size=6, training__checkpoint_every=0, data__caption_dropout=0.0)
+    train(recipe, tmp_path / "run", cache_folder=encodings_folder)
+    losses = [row["loss"] for row in log_of(tmp_path / "run")]
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_the_data_folder_is_left_exactly_as_it_was(tiny_base, tmp_path):
+    folder = write_pictures(tmp_path / "data", 3)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    train(small_recipe(tiny_base, folder, training__steps=2), tmp_path / "run", cache_folder=tmp_path / "cache")
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_the_resumed_run_ends_bit_identical(unbroken, tiny_base, pictures, encodings_folder, tmp_path, number, code):
+    recipe, run = small_recipe(tiny_base, pictures), tmp_path / "run"
+
+    def stop_after_some_steps():
+        while not (run / "log.jsonl").exists() or len(log_of(run)) < 5:
+            threading.Event().wait(0.005)
+        os.kill(os.getpid(), number)
+
+    watcher = threading.Thread(target=stop_after_some_steps, daemon=True)
+    watcher.start()
+    with pytest.raises(Interrupted, match="everything is saved") as stopped:
+        train(recipe, run, cache_folder=encodings_folder)
+    watcher.join()
+    assert stopped.value.exit_code == code and "--resume" in stopped.value.fix
+    assert not (run / ADAPTER).exists()
+    saved = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+    assert saved == len(log_of(run)) >= 5
+    result = train(recipe, run, resume=True, cache_folder=encodings_folder)
+    assert result.resumed_from == saved
+    assert (run / ADAPTER).read_bytes() == (unbroken[0] / ADAPTER).read_bytes()
+    assert [row["step"] for row in log_of(run)] == list(range(1, 13))
+    assert [row["loss"] for row in log_of(run)] == [row["loss"] for row in log_of(unbroken[0])]
+
+
+def kill_and_resume(tiny_base, pictures, tmp_path, kills):
+    command = [sys.executable, "-m", "tests.training.killed_runs", str(tiny_base), str(pictures), str(tmp_path), str(kills), "0"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["broken"] == []
+    assert result["kills"] == kills and result["equal"] == result["runs"]
+    # Kills that come after the end prove nothing; most must have hit a living process.
+    assert result["landed"] > kills / 2
+
+
+def test_a_run_killed_at_any_moment_resumes_bit_identical(tiny_base, pictures, tmp_path):
+    kill_and_resume(tiny_base, pictures, tmp_path, 9)
+
+
+@pytest.mark.thorough
+def test_three_hundred_kills(tiny_base, pictures, tmp_path):
+    kill_and_resume(tiny_base, pictures, tmp_path, 300)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud_and_the_end_is_the_same(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
+    from data_tools.progress import PlainProgress
+
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run)
+    for name in ("result.json", str(ADAPTER)):
+        (run / name).unlink()
+    (run / "checkpoints" / "step-000012" / "optimizer.safetensors").write_bytes(b"")
+    with open(tmp_path / "said", "w+") as said:
+        result = train(small_recipe(tiny_base, pictures), run, resume=True, cache_folder=encodings_folder, progress=PlainProgress(said))
+        said.seek(0)
+        assert "step-000012 is not whole" in said.read()
+    assert result.resumed_from == 8
+    assert (run / ADAPTER).read_bytes() == (unbroken[0] / ADAPTER).read_bytes()
+
+
+def test_a_complete_run_is_not_taken_up_again_unless_it_gets_more_steps(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run)
+    with pytest.raises(RunFolderError, match="complete: 12 steps") as refusal:
+        train(small_recipe(tiny_base, pictures), run, resume=True, cache_folder=encodings_folder)
+    assert "training.steps" in refusal.value.fix
+    result = train(small_recipe(tiny_base, pictures, training__steps=14), run, resume=True, cache_folder=encodings_folder)
+    assert result.resumed_from == 12 and len(log_of(run)) == 14
+
+
+def test_a_folder_with_a_run_in_it_is_refused_without_resume_and_nothing_in_it_changes(unbroken, tiny_base, pictures):
+    out, _ = unbroken
+    before = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != "lock")).hexdigest()
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        train(small_recipe(tiny_base, pictures), out)
+    after = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != "lock")).hexdigest()
+    assert before == after
+
+
+def test_changed_settings_are_named_on_resume_and_go_on_only_when_accepted(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run)
+    recipe = small_recipe(tiny_base, pictures, training__steps=13, training__learning_rate=5e-3, data__caption_dropout=0.2)
+    with pytest.raises(RunFolderError, match="training.learning_rate: 0.01 -> 0.005") as refusal:
+        train(recipe, run, resume=True, cache_folder=encodings_folder)
+    assert "data.caption_dropout" in str(refusal.value) and "--accept-change" in refusal.value.fix
+    result = train(recipe, run, resume=True, cache_folder=encodings_folder, accept_changes=("training.learning_rate", "data.caption_dropout"))
+    assert result.resumed_from == 12
+
+
+def test_changed_pictures_are_named_on_resume(tiny_base, tmp_path):
+    folder = write_pictures(tmp_path / "data", 3)
+    recipe = small_recipe(tiny_base, folder, training__steps=2)
+    train(recipe, tmp_path / "run", cache_folder=tmp_path / "cache")
+    (folder / "picture0.txt").write_text("another caption")
+    with pytest.raises(RunFolderError, match="data: pictures, captions or sizes"):
+        train(small_recipe(tiny_base, folder, training__steps=4), tmp_path / "run", resume=True, cache_folder=tmp_path / "cache")
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Which parts of the base were loaded, in order."""
+    seen, load = [], HunyuanDiT.load
+
+    def watched(self, folder, parts, dtype):
+        seen.append(set(parts))
+        return load(self, folder, parts, dtype)
+
+    monkeypatch.setattr(HunyuanDiT, "load", watched)
+    return seen
+
+
+def test_encoders_are_loaded_once_one_after_the_other_and_never_with_the_transformer(tiny_base, pictures, tmp_path, loads):
+    train(small_recipe(tiny_base, pictures, training__steps=1), tmp_path / "first", cache_folder=tmp_path / "cache")
+    assert loads == [{"vae"}, {"text"}, {"transformer", "vae"}, {"transformer", "vae"}]
+    loads.clear()
+    train(small_recipe(tiny_base, pictures, training__steps=1), tmp_path / "second", cache_folder=tmp_path / "cache")
+    assert loads == [{"transformer", "vae"}, {"transformer", "vae"}]
+
+
+def test_one_changed_picture_is_encoded_again_and_no_other(tiny_base, tmp_path):
+    folder, cache = write_pictures(tmp_path / "data", 4), tmp_path / "cache"
+    train(small_recipe(tiny_base, folder, training__steps=1), tmp_path / "first", cache_folder=cache)
+    before = set(cache.rglob("*.safetensors"))
+    Image.new("RGB", (64, 64), "red").save(folder / "picture0.png")
+    train(small_recipe(tiny_base, folder, training__steps=1), tmp_path / "second", cache_folder=cache)
+    assert len(set(cache.rglob("*.safetensors")) - before) == 1
+
+
+def test_every_picture_meets_its_own_latent_and_caption(tiny_base, pictures, encodings_folder, unbroken):
+    from finetune.families.base_models import locate_base
+    from finetune.training.encode import latent_keys, text_keys
+    from finetune.training.encoding_cache import EncodingCache
+    from finetune.training.pixels import load_pixels
+    from finetune.training.training_set import build_training_set
+    from data_tools.progress import Progress
+
+    base, cache = locate_base(str(tiny_base)), EncodingCache(encodings_folder)
+    training_set = build_training_set(small_recipe(tiny_base, pictures), base.family.facts, Progress())
+    pipeline = base.family.load(base.folder, frozenset({"vae", "text"}), torch.float32)
+    for picture, key, variants in zip(training_set.pictures, latent_keys(base, training_set.pictures, "#ffffff", cache), training_set.captions.variants, strict=True):
+        array = load_pixels(picture.record.path, picture.placement, "#ffffff")
+        pixels = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+        assert torch.equal(cache.get(key)["mean"], base.family.encode_images(pipeline, pixels).mean[0])
+        assert variants == (f"sks, {picture.record.path.with_suffix('.txt').read_text()}",)
+        entry = cache.get(text_keys(base, variants, cache)[variants[0]])
+        assert all(torch.equal(entry[name], value) for name, value in base.family.encode_prompts(pipeline, list(variants))[0].tensors.items())
+
+
+def test_pictures_that_cannot_be_used_are_listed_with_their_reason(tiny_base, tmp_path):
+    folder = write_pictures(tmp_path / "data", 3)
+    (folder / "broken.png").write_bytes((folder / "picture0.png").read_bytes()[:60])
+    result = train(small_recipe(tiny_base, folder, training__steps=1), tmp_path / "run", cache_folder=tmp_path / "cache")
+    assert [left.path.name for left in result.left_out] == ["broken.png"] and result.left_out[0].reason
+    assert "broken.png" in (tmp_path / "run" / "data.json").read_text()
+    assert "broken.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_one_single_picture_is_enough(tiny_base, tmp_path):
+    folder = write_pictures(tmp_path / "data", 1)
+    assert train(small_recipe(tiny_base, folder, training__steps=2), tmp_path / "run", cache_folder=tmp_path / "cache").verified.changed
+
+
+def test_an_empty_folder_and_pictures_without_captions_are_refused_before_anything_is_loaded(tiny_base, tmp_path, loads):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError):
+        train(small_recipe(tiny_base, tmp_path / "empty"), tmp_path / "a", cache_folder=tmp_path / "cache")
+    bare = write_pictures(tmp_path / "bare", 3, captions=False)
+    with pytest.raises(DataError, match="3 of 3 pictures have no caption: picture0.png") as refusal:
+        train(small_recipe(tiny_base, bare), tmp_path / "b", cache_folder=tmp_path / "cache")
+    assert "brushwork data caption" in refusal.value.fix and loads == []
+
+
+@pytest.mark.parametrize("policy, caption", [("empty", "sks"), ("trigger", "sks"), ("file_name", "sks, picture0")])
+def test_missing_captions_are_filled_as_the_recipe_says(tiny_base, tmp_path, policy, caption):
+    from data_tools.progress import Progress
+    from finetune.training.training_set import build_training_set
+
+    bare = write_pictures(tmp_path / "bare", 1, captions=False)
+    training_set = build_training_set(small_recipe(tiny_base, bare, data__missing_caption=policy), HunyuanDiT.facts, Progress())
+    assert training_set.captions.variants == ((caption,),)
+
+
+@pytest.fixture(scope="module")
+def poisoned_base(tiny_base, tmp_path_factory):
+    """A base with one NaN in its last layer."""
+    folder = tmp_path_factory.mktemp("poisoned") / "base"
+    shutil.copytree(tiny_base, folder)
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["proj_out.bias"][0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_pictures_named(poisoned_base, pictures, encodings_folder, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss of step 1 is not finite; pictures: picture\d") as failure:
+        train(small_recipe(poisoned_base, pictures), tmp_path / "run", cache_folder=encodings_folder)
+    assert failure.value.exit_code == 1 and "learning_rate" in failure.value.fix
+
+
+def test_skipped_steps_are_counted_and_a_run_that_learned_nothing_does_not_pass_the_proof(poisoned_base, pictures, encodings_folder, tmp_path):
+    with pytest.raises(VerifyError):
+        train(small_recipe(poisoned_base, pictures, training__non_finite="skip", training__steps=3), tmp_path / "run", cache_folder=encodings_folder)
+    assert [row["applied"] for row in log_of(tmp_path / "run")] == [False] * 3
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-000003" / "state.json").read_text())
+    assert state["watch"]["skipped"] == 3
+
+
+def test_a_loss_that_blows_up_stops_and_the_last_checkpoint_stays(tiny_base, pictures, encodings_folder, tmp_path):
+    recipe = small_recipe(tiny_base, pictures, training__learning_rate=1.0, training__optimizer="adamw", training__steps=200, training__gradient_clip=0.0,
+                          training__checkpoint_every=10, adapter__alpha=400.0)
+    with pytest.raises(TrainingError, match="blew up|not finite"):
+        train(recipe, tmp_path / "run", cache_folder=encodings_folder)
+    assert list((tmp_path / "run").glob("checkpoints/step-*/state.json"))
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_no_half_checkpoint(tiny_base, pictures, encodings_folder, tmp_path):
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    recipe = small_recipe(tiny_base, pictures, adapter__rank=16)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(TrainingError, match="cannot write the checkpoint of step 4") as failure:
+            train(recipe, tmp_path / "run", cache_folder=encodings_folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "--resume" in failure.value.fix
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert train(recipe, tmp_path / "run", resume=True, cache_folder=encodings_folder).steps == 12
+
+
+def test_bf16_trains_on_a_cpu_too(tiny_base, pictures, encodings_folder, tmp_path):
+    result = train(small_recipe(tiny_base, pictures, training__precision="bf16", training__steps=3), tmp_path / "run", cache_folder=encodings_folder)
+    assert result.verified.changed and result.reasons["precision"].startswith("bf16")
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from finetune.training.run import train
+from tests.training.small_job import small_recipe
+train(small_recipe(sys.argv[1], Path(sys.argv[2]), training__accumulation=int(sys.argv[5]), training__steps=6), Path(sys.argv[3]), cache_folder=Path(sys.argv[4]))
+"""
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(tiny_base, pictures, encodings_folder, tmp_path):
+    program = tmp_path / "launched.py"
+    program.write_text(LAUNCHED)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--cpu", "--mixed_precision", "no", "--dynamo_backend", "no",
+              str(program), str(tiny_base), str(pictures), str(tmp_path / "two"), str(encodings_folder), "1"]
+    finished = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    train(small_recipe(tiny_base, pictures, training__accumulation=2, training__steps=6), tmp_path / "one", cache_folder=encodings_folder)
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row["step"] for row in two] == list(range(1, 7))
