@@ -79,7 +79,7 @@ def compare(base: BaseModel, comparison: Comparison, out: Path | str, progress: 
         progress.say(f"not measured: {name}: {reason}")
     values = _measure(folder, comparison, measures, evidence, _against(references, training, comparison), progress)
     result = result_of(base, comparison, settings, measures, left_out, evidence, values) | {
-        "drawn": drawn, "references": _told(references), "training": _told(training),
+        "imported": folder.imported(), "drawn": drawn, "references": _told(references), "training": _told(training),
         "pictures": {subject.name: f"pictures/{subject.folder}" for subject in comparison.subjects}}
     folder.write_result(result)
     write_report(folder.report, result, {name: each.pictures for name, each in evidence.items()}, evidence[comparison.subjects[0].name])

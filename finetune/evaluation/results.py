@@ -16,6 +16,7 @@ from finetune.errors import BadInput
 from finetune.evaluation.drawing import DrawingSettings
 from finetune.evaluation.evidence import Evidence
 from finetune.evaluation.measure import Measure
+from finetune.evaluation.official.imported import HEADLINE
 from finetune.evaluation.subjects import Subject
 
 
@@ -77,6 +78,13 @@ class EvaluationFolder:
             file.write("".join(line + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+    def imported(self) -> list[dict[str, Any]]:
+        """Imported results that an earlier comparison in this folder shows, else the headline row."""
+        try:
+            return list(json.loads(self.result.read_text("utf-8"))["imported"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return [asdict(result) for result in HEADLINE]
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_text(self.result, json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

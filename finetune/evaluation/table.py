@@ -139,5 +139,4 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
         "left_out": dict(left_out), "near_copies": near_copies_of(comparison, evidence), "ranked": ranked_prompts(comparison, measures, evidence, values),
         "interval": f"{COVERAGE:.0%}, percentile bootstrap over prompts, paired by prompt and seed",
         "caution": f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them" if tests > 1 else "",
-        "imported": [],
     }

@@ -1,0 +1,171 @@
+"""A comparison as a user makes it: numbers with intervals, resumed without mixing, and a page that a browser shows."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.errors import BadInput
+from finetune.evaluation.compare import Comparison, compare
+from finetune.evaluation.prompts import read_prompts
+from finetune.evaluation.subjects import split_weight, subjects_of
+
+SETTINGS = {"seeds": (0, 1), "steps": 2, "guidance": 2.0}
+
+
+@pytest.fixture(scope="module")
+def done(base, adapters, style_folder, prompt_file, tmp_path_factory):
+    """(comparison, folder, result) of a finished evaluation with references and training pictures."""
+    out = tmp_path_factory.mktemp("evaluation")
+    comparison = Comparison(read_prompts(prompt_file), subjects_of([str(path) for path in adapters]), references=style_folder, training=style_folder, **SETTINGS)
+    return comparison, out, compare(base, comparison, out)
+
+
+def rows_of(result, adapter):
+    return {row["measure"]: row for row in result["rows"] if row["adapter"] == adapter}
+
+
+def test_an_adapter_without_effect_has_no_difference_and_one_with_effect_has(done):
+    nothing, strong = rows_of(done[2], "nothing"), rows_of(done[2], "strong")
+    assert all(row["delta"] == 0 and row["verdict"] == "unclear" for row in nothing.values())
+    assert strong["structure_kept"]["delta"] < 0 and strong["structure_kept"]["verdict"] == "worse"
+    assert strong["structure_kept"]["low"] <= strong["structure_kept"]["delta"] <= strong["structure_kept"]["high"] < 0
+    assert strong["drift"]["value"] > 0 and strong["drift"]["prompts"] == 2 and strong["drift"]["low"] is None
+    assert {"adapter", "measure", "value", "delta", "low", "high", "prompts", "seeds"} <= set(strong["palette"])
+    assert "kid" in strong and "alignment" in strong
+
+
+def test_the_result_is_on_disk_without_paths_of_the_machine(done):
+    _, out, result = done
+    text = (out / "evaluation.json").read_text("utf-8")
+    assert json.loads(text)["rows"] == json.loads(json.dumps(result["rows"]))
+    assert "/tmp" not in text and str(out) not in text
+    assert {row["benchmark"] for row in result["imported"]} >= {"GenEval", "DPG-Bench"}
+    assert result["ranked"][1]["best"][0]["delta"] >= result["ranked"][1]["worst"][0]["delta"]
+
+
+def test_going_on_draws_and_measures_only_what_is_missing(done, base):
+    comparison, out, result = done
+    values = (out / "values.jsonl").read_text()
+    pictures = sorted((out / "pictures").rglob("*.png"))
+    pictures[0].unlink()
+    pictures[-1].write_bytes(pictures[-1].read_bytes()[:100])
+    again = compare(base, comparison, out)
+    assert again["drawn"] == 2
+    assert again["rows"] == result["rows"]
+    assert (out / "values.jsonl").read_text() == values
+
+
+def test_a_torn_line_is_measured_again(done, base):
+    comparison, out, result = done
+    whole = (out / "values.jsonl").read_text()
+    (out / "values.jsonl").write_text(whole[: len(whole) // 2])
+    again = compare(base, comparison, out)
+    # Two pictures were drawn again above, in a smaller batch, whose rounding differs.
+    assert [row["value"] for row in again["rows"]] == pytest.approx([row["value"] for row in result["rows"]], rel=1e-2, abs=1e-4)
+    assert len((out / "values.jsonl").read_text().splitlines()) > len(whole.splitlines()) // 2
+
+
+def test_other_settings_are_refused_by_name_and_leave_everything_as_it_was(done, base):
+    comparison, out, _ = done
+    before = (out / "settings.json").read_text()
+    with pytest.raises(BadInput, match="other settings: steps, guidance"):
+        compare(base, Comparison(comparison.prompts, comparison.subjects, (0, 1), 3, 4.0), out)
+    assert (out / "settings.json").read_text() == before
+
+
+def test_a_folder_of_something_else_is_refused(base, tmp_path, done):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="neither empty nor an evaluation"):
+        compare(base, done[0], tmp_path)
+
+
+def test_changed_words_under_the_same_id_are_drawn_again(base, tmp_path, prompt_file):
+    prompts = read_prompts(prompt_file)[:1]
+    compare(base, Comparison(prompts, subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
+    from dataclasses import replace
+
+    changed = compare(base, Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
+    assert changed["drawn"] == 2
+
+
+def test_same_prompt_and_seed_give_the_same_picture_whoever_draws_beside_it(done, base, adapters, tmp_path):
+    comparison, out, _ = done
+    compare(base, Comparison(comparison.prompts[2:3], subjects_of([str(adapters[1])]), (1,), 2, 2.0, measures=["sharpness"]), tmp_path)
+    one, other = (np.asarray(Image.open(next(folder.rglob("strong*/cow-1.png")))).astype(int) for folder in (out, tmp_path))
+    # Rounding differs with the batch by a unit at most.
+    assert np.abs(one - other).max() <= 1
+
+
+def test_a_copied_training_picture_is_shown_as_a_pair(done, base, tmp_path):
+    comparison, out, _ = done
+    (tmp_path / "training").mkdir()
+    shutil.copy(next(out.rglob("strong*/car-0.png")), tmp_path / "training" / "stolen.png")
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "training" / "other.png")
+    from dataclasses import replace
+
+    result = compare(base, replace(comparison, training=tmp_path / "training", references=None, measures=["near_copies"]), out)
+    pair = next(copy for copy in result["near_copies"] if (copy["adapter"], copy["prompt_id"], copy["seed"]) == ("strong", "car", 0))
+    assert pair["training"] == "stolen.png" and pair["hash_bits"] == 0
+    assert "stolen.png" in (out / "report.html").read_text("utf-8")
+
+
+def test_adapters_get_names_of_their_own_and_strengths(adapters):
+    subjects = subjects_of([str(adapters[1]), f"{adapters[1]}:0.5"])
+    assert [(subject.name, subject.weight) for subject in subjects] == [("base", 1.0), ("strong", 1.0), ("strong-2", 0.5)]
+    assert subjects[1].folder != subjects[2].folder
+    with pytest.raises(BadInput):
+        split_weight("x.safetensors:strong")
+    with pytest.raises(BadInput):
+        subjects_of(["nothing-here.safetensors"])
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; install the package chromium")
+def test_a_real_browser_shows_the_page_and_hostile_prompts_stay_text(base, adapters, style_folder, tmp_path):
+    hostile = ['<script>document.title="broken"</script>', "\u202ereversed <img src=x onerror=alert(1)>", "w" * 2000, "{{ 7 * 7 }} \x1b[31m", "红色的狗"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": prompt, "prompt_id": f"h{index}"}) for index, prompt in enumerate(hostile)), encoding="utf-8")
+    comparison = Comparison(read_prompts(path), subjects_of([str(adapters[1])]), (0,), 1, 1.0, training=style_folder, references=style_folder)
+    compare(base, comparison, tmp_path / "out")
+    page = tmp_path / "out" / "report.html"
+    browser = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert "<title>Evaluation of" in shown and "broken</title>" not in shown
+    assert "<script" not in shown and "<img src=\"x\"" not in shown and "{{ 7 * 7 }}" in shown
+    assert "<svg" in shown and 'id="numbers"' in shown and "红色的狗" in shown and "style_gain" in shown
+    assert "http" not in page.read_text("utf-8").replace("http-equiv", "")
+    subprocess.run([*browser, "--window-size=1100,3000", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()], capture_output=True, timeout=120)
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert picture.width == 1100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+    # The longest word is broken: the page is no wider than the window.
+    assert (pixels[:, -8:] == pixels[0, -1]).all()
+
+
+def run_command(*arguments):
+    return subprocess.run([sys.executable, "-m", "finetune", "evaluate", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_prints_rows_as_one_object(base_folder, adapters, prompt_file, tmp_path):
+    done = run_command("compare", "--base", base_folder, "--adapters", adapters[0], adapters[1], "--prompts", prompt_file, "--out", tmp_path / "out",
+                       "--seeds", "3", "--steps", "1", "--measures", "structure_kept,sharpness", "--limit", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {(row["adapter"], row["measure"]) for row in told["rows"]} == {(name, measure) for name in ("base", "nothing", "strong") for measure in ("structure_kept", "sharpness")}
+    assert told["rows"][0]["seeds"] == 1
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["compare", "--prompts", "nothing.txt"], "no such file"), (["import", "nothing", "--form", "fid", "--into", "."], "no form called"),
+    (["compare", "--prompts", "PROMPTS", "--weights", "clip"], "names no weights"), (["compare", "--prompts", "PROMPTS"], "base model is not named")])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, said, prompt_file):
+    done = run_command(*[str(prompt_file) if argument == "PROMPTS" else argument for argument in arguments])
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
