@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,10 +104,22 @@ def run_folder(wanted: Wanted, out: Path | None, resume: bool) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BadInput("several processes need one run folder", where="--out", fix="add --out FOLDER")
     name = wanted.recipe.data.folder.resolve().name if wanted.recipe.data.folder else "run"
-    names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
-    if resume:
-        started = [each for each in names if (RUNS / each / "recipe.toml").is_file()]
-        if not started:
-            raise BadInput("there is no run to go on with", where=str(RUNS / name), fix="name it with --out FOLDER, or start without --resume")
-        return RUNS / started[-1]
-    return RUNS / next(each for each in names if not (RUNS / each).exists())
+    return last_run_folder(name) if resume else free_run_folder(name)
+
+
+def _run_names(name: str) -> Iterator[str]:
+    return itertools.chain([name or "run"], (f"{name or 'run'}-{number}" for number in itertools.count(2)))
+
+
+def free_run_folder(name: str) -> Path:
+    """runs/NAME, or the first runs/NAME-2, runs/NAME-3 ... that is not there yet."""
+    return next(RUNS / each for each in _run_names(name) if not (RUNS / each).exists())
+
+
+def last_run_folder(name: str) -> Path:
+    """The newest run of this name. Raises BadInput when there is none."""
+    started = list(itertools.takewhile(lambda each: (RUNS / each).exists(), _run_names(name)))
+    runs = [each for each in started if (RUNS / each / "recipe.toml").is_file()]
+    if not runs:
+        raise BadInput("there is no run to go on with", where=str(RUNS / (name or "run")), fix="name it with --out FOLDER, or start without --resume")
+    return RUNS / runs[-1]
