@@ -94,17 +94,24 @@ class Studio:
     """One base in memory: prompts encoded once, then transformer and VAE, adapters attached one after the other."""
 
     def __init__(self, base: BaseModel, settings: DrawingSettings, prompts: Iterable[str], progress: Progress):
-        from finetune.generation import best_device, best_dtype, encode_prompts
+        from finetune.generation import best_device, best_dtype
+        from finetune.sampling import encode_all
 
         self.base, self.settings, self.progress = base, settings, progress
         self.device = best_device()
         dtype = best_dtype(self.device)
         texts = list(dict.fromkeys([*prompts, settings.negative, ""]))
-        self.conditionings: dict[str, Conditioning] = encode_prompts(base, texts, dtype, self.device, progress)
+        with progress.phase("encoding prompts", len(texts)) as advance:
+            pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
+            pipeline.to(self.device)
+            self.conditionings: dict[str, Conditioning] = encode_all(base.family, pipeline, texts)
+            advance(len(texts))
+        # The text encoders are gone from memory before the transformer comes.
+        del pipeline
+        gc.collect()
         with progress.phase("loading the model"):
             self.pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
             self.pipeline.to(self.device)
-        gc.collect()
 
     def draw(self, subject: Subject, folder: PictureFolder, wanted: Sequence[tuple[EvaluationPrompt, int]], batch_size: int = 8) -> int:
         """Draw what is not there yet; returns how many pictures were drawn. Every batch is on disk before the next begins."""

@@ -47,8 +47,9 @@ def prepared(pictures: Sequence[Pixels], size: int, mean: Sequence[float], std: 
     rows = []
     for pixels in pictures:
         image = Image.fromarray(pixels)
-        factor = (shorter or size) / min(image.size)
-        image = image.resize((max(size, round(image.width * factor)), max(size, round(image.height * factor))), Image.Resampling.BICUBIC)
+        edge, short = shorter or size, min(image.size)
+        # Rounded down, as transformers does.
+        image = image.resize((image.width * edge // short, image.height * edge // short), Image.Resampling.BICUBIC)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         rows.append(np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255)
     normal = (np.stack(rows) - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)

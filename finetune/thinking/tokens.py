@@ -103,6 +103,15 @@ class EncodingsWithTokens:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encodings, name)
 
+    @property
+    def bare(self) -> Any:
+        """The encodings without tokens."""
+        return self._encodings
+
+    def with_other(self, tokens: ThinkingTokens) -> EncodingsWithTokens:
+        """The same encodings with other tokens."""
+        return EncodingsWithTokens(self._encodings, tokens, self._bare)
+
     def conditioning(self, prompt: str) -> Conditioning:
         """As trained: with the tokens unless the prompt is the unconditional one."""
         found = self._encodings.conditioning(prompt)

@@ -116,7 +116,7 @@ def take_step(job: TrainingJob, step: int) -> StepNumbers:
     settings = job.recipe.training
     factor = learning_rate_factor(settings.schedule, step, settings.steps, settings.warmup)
     for group in job.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
+        group["lr"] = settings.learning_rate * factor * group.get("rate_factor", 1.0)
     samples = job.order.micro_batches(step)
     positions = noise_positions(job, step, sum(map(len, samples)))
     return optimizer_step(

@@ -60,7 +60,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(name: str, parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """An optimizer over float32 parameters. `name` is a key of OPTIMIZERS."""
+    """An optimizer over float32 parameters, or groups of them. `name` is a key of OPTIMIZERS."""
     return OPTIMIZERS[name](list(parameters), learning_rate, weight_decay)
 
 

@@ -10,6 +10,7 @@ from data_tools.buckets import Placement, assign, choose_buckets
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord
 from data_tools.scan import LeftOut, scan_folder
+from data_tools.thinking import caption_to_train
 from finetune.errors import DataError
 from finetune.families.protocol import FamilyFacts, PictureGeometry
 from finetune.recipe import Recipe
@@ -46,7 +47,7 @@ class TrainingSet:
 
 def _captions_of(record: ImageRecord, thinking: str) -> list[str]:
     plain = [caption.text for caption in record.captions if caption.kind == "plain"]
-    traces = [caption.text for caption in record.captions if caption.kind == "thinking"]
+    traces = [words for caption in record.captions if caption.kind == "thinking" and (words := caption_to_train(caption.text))]
     return {"plain": plain, "trace": traces or plain, "mixed": plain + traces}[thinking]
 
 

@@ -51,7 +51,7 @@ def test_pictures_are_prepared_as_clips_own_processor_does():
 
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     theirs = processor(Image.fromarray(ONE), return_tensors="pt").pixel_values
-    assert (prepared([ONE], 32, processor.image_mean, processor.image_std) - theirs).abs().max() < 0.15
+    assert (prepared([ONE], 32, processor.image_mean, processor.image_std) - theirs).abs().max() < 0.02
 
 
 def test_pick_score_scales_the_cosine_and_hps_gives_hundreds(clip_folder):
@@ -128,7 +128,7 @@ def test_image_reward_is_the_heads_sum_in_the_published_units(tmp_path):
     torch.manual_seed(0)
     tokenizer = tokenizers.bert()
     part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BlipConfig(text_config=part | {"vocab_size": len(tokenizer), "encoder_hidden_size": 16, "max_position_embeddings": 40, "is_decoder": False},
+    config = transformers.BlipConfig(text_config=part | {"vocab_size": len(tokenizer), "encoder_hidden_size": 16, "max_position_embeddings": 40},
                                      vision_config=part | {"image_size": 32, "patch_size": 16}, projection_dim=8)
     transformers.BlipForImageTextRetrieval(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
