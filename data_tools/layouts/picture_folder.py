@@ -55,10 +55,17 @@ def walk(root: Path, reading: Reading) -> list[Folder]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in IGNORED_NAMES:
                 continue
-            (below if entry.is_dir() else names).append(entry.name)
+            (below if _is_folder(entry) else names).append(entry.name)
         folders.append(Folder(path, tuple(names), parts))
         waiting += [(path / name, (*parts, name)) for name in reversed(below)]
     return folders
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; opening it will say so
+        return False
 
 
 def is_picture(path: Path) -> bool:
