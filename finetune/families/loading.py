@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import BaseModelError
+from finetune.families.mapped_pages import mapped_range, release_pages
 
 PARTS = frozenset({"text", "vae", "transformer"})
 # Components without weights: they are always there.
@@ -67,8 +68,9 @@ def component_class(library: str, name: str, folder: Path) -> type:
     return found
 
 
-def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype, **overrides: Any) -> Any:
-    """The pipeline named by the folder, with `parts` (of text, vae, transformer) in memory in `dtype`.
+def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype | None, **overrides: Any) -> Any:
+    """The pipeline named by the folder, with `parts` (of text, vae, transformer) in memory in `dtype` (None: the transformer
+    as its file has it, mapped, the others in float32).
 
     overrides: constructor arguments that win over `model_index.json`. Raises BaseModelError for a folder that lacks
     what is asked for.
@@ -91,7 +93,7 @@ def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype, **ove
     return pipeline_class(**{**arguments, **overrides})
 
 
-def load_component(folder: Path, component: type, dtype: torch.dtype) -> Any:
+def load_component(folder: Path, component: type, dtype: torch.dtype | None) -> Any:
     """One component: tokenizer and scheduler as they are, models frozen, in evaluation mode and in `dtype`."""
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
@@ -136,15 +138,19 @@ def iterate_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for path in files:
         try:
             with safe_open(path, framework="pt", device="cpu") as opened:
+                mapped = mapped_range(path)
                 for name in opened.keys():
-                    yield name, opened.get_tensor(name)
+                    tensor = opened.get_tensor(name)
+                    yield name, tensor
+                    release_pages(tensor, mapped)  # what was cast need not lie in memory twice
         except SafetensorError as error:
             raise BaseModelError(f"the weights file is damaged: {error}", where=str(path), fix="download the base again") from None
 
 
-def load_diffusers_model(folder: Path, component: type, dtype: torch.dtype) -> nn.Module:
+def load_diffusers_model(folder: Path, component: type, dtype: torch.dtype | None) -> nn.Module:
     """A diffusers model whose parameters are filled one tensor at a time, so that file and model never lie in memory
-    side by side. Where the file already has `dtype`, parameters stay mapped from disk until they are touched."""
+    side by side. Where the file already has `dtype`, or `dtype` is None, parameters stay mapped from disk until they are
+    touched."""
     from accelerate import init_empty_weights
 
     if component.__name__.startswith("Autoencoder"):
@@ -157,7 +163,7 @@ def load_diffusers_model(folder: Path, component: type, dtype: torch.dtype) -> n
     return model
 
 
-def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype, where: Path) -> None:
+def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None, where: Path) -> None:
     """Put tensors into a model built without memory. Raises BaseModelError for missing, misshapen or adapter keys."""
     wanted = {name: value.shape for name, value in model.state_dict(keep_vars=True).items()}
     full_precision = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
@@ -177,11 +183,11 @@ def fill(model: nn.Module, tensors: Iterator[tuple[str, Tensor]], dtype: torch.d
         raise BaseModelError(f"the weights lack {len(wanted)} tensors, first {next(iter(wanted))}", where=str(where), fix="download the base again")
 
 
-def set_tensor(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+def set_tensor(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None) -> None:
     """Replace one parameter or buffer, cast if it is floating point; frozen."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
-    value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    value = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
     else:
@@ -189,7 +195,10 @@ def set_tensor(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) 
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that a model's inputs must have: of its first floating-point parameter that is not an adapter's."""
+    """The dtype that a model's inputs must have: what `computes_in` says where weights are held in another format than
+    products are taken in, else that of its first floating-point parameter that is not an adapter's."""
+    if (stated := getattr(model, "computes_in", None)) is not None:
+        return stated
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
             return parameter.dtype

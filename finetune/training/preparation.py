@@ -6,7 +6,7 @@ import gc
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,11 +16,13 @@ from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.optimizers import choose_optimizer
+from finetune.training.placement import Hold, choose_hold, load_held
 from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
 from finetune.training.preloading import late_imports
 from finetune.training.resume import check_continuation
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
+from finetune.training.token_training import with_tokens
 from finetune.training.training_set import TrainingSet, build_training_set
 
 if TYPE_CHECKING:
@@ -42,6 +44,13 @@ class Prepared:
     encodings: Encodings
     samples: SamplePlan
     reasons: dict[str, str]
+    hold: Hold
+    cache_folder: Path
+
+    def load_base(self, progress: Progress) -> Any:
+        """A fresh pipeline with transformer and VAE on the device, without an adapter."""
+        with self.accelerator.main_process_first():
+            return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress)
 
 
 def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
@@ -63,8 +72,9 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         training_set = build_training_set(recipe, base.family.facts, progress)
     _say_what_was_found(training_set, progress)
     base_dtype = choose_base_dtype(recipe.base.dtype, precision)
+    hold = choose_hold(recipe.base.hold, base_dtype, precision)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
-    reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{base_dtype.name}: {base_dtype.reason}",
+    reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",
                "optimizer": f"{optimizer.name}: {optimizer.reason}"}
     for name, reason in reasons.items():
         progress.say(f"{name} {reason}")
@@ -83,8 +93,9 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
                                       base_dtype.dtype, recipe.training.workers, progress)
     if cache.mended:
         progress.say(f"{cache.mended} damaged encodings were made again")
+    encodings = with_tokens(encodings, recipe, base, training_set, accelerator.device)
     gc.collect()
-    return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons)
+    return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder)
 
 
 def _say_what_was_found(training_set: TrainingSet, progress: Progress) -> None:

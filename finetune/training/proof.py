@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from finetune.training.checkpoints import ADAPTER, newest_checkpoint
 from finetune.training.encode import Encodings
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, draw_samples
+from finetune.training.token_training import export_tokens, with_tokens_from_file
 from finetune.training.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -57,14 +59,14 @@ def reference_prediction(family: ModelFamily, pipeline: Any, encodings: Encoding
     return probe(family, pipeline.transformer, encodings, training_set).cpu()
 
 
-def _exported(run: RunFolder, step: int) -> AdapterFile:
+def _exported(run: RunFolder, step: int, base: BaseModel) -> AdapterFile:
     """Copy the last checkpoint's adapter to the place from which it is published."""
     from finetune.adapters.adapter_file import read_adapter, write_adapter
 
     checkpoint, _ = newest_checkpoint(run.checkpoints)
     if checkpoint is None or checkpoint.step != step:
         raise TrainingError(f"the checkpoint of step {step} is gone", where=str(run.checkpoints), fix="go on with --resume: what is missing is trained again")
-    adapter = read_adapter(checkpoint.folder / ADAPTER)
+    adapter = export_tokens(checkpoint, read_adapter(checkpoint.folder / ADAPTER), run, base)
     write_adapter(run.adapter_file, adapter)
     return adapter
 
@@ -89,19 +91,21 @@ def write_sheet(before: list[Path], after: list[Path], prompts: list[str], path:
         sheet.save(temporary, format="PNG")
 
 
-def prove_adapter(base: BaseModel, dtype: torch.dtype, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
+def prove_adapter(base: BaseModel, load: Callable[[], Any], dtype: torch.dtype, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
                   samples: SamplePlan, device: torch.device, progress: Progress) -> Proof:
     """Export the adapter of `step`, load it into a fresh base, verify it, draw with it and put before and after side by side.
+
+    load: gives a fresh pipeline, its weights held as in training.  dtype: in which it takes products.
 
     Raises VerifyError naming what failed; the checkpoint is untouched then.
     """
     from finetune.adapters.verify import verify_adapter
 
     family = base.family
-    trained = _exported(run, step)
+    trained = _exported(run, step, base)
+    encodings = with_tokens_from_file(encodings, run, device)
     progress.say("loading the adapter file into a fresh base and checking it")
-    pipeline = family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
-    pipeline.to(device)
+    pipeline = load()
     pipeline.transformer.eval()
     verified = verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained)
     _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, dtype, str(run.adapter_file))

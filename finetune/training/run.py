@@ -30,6 +30,7 @@ from finetune.training.resume import find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import draw_samples
 from finetune.training.stop_signals import StopRequest, stop_on_signals
+from finetune.training.token_training import named_parameters, parameter_groups, without_tokens
 from finetune.training.training_set import TrainingSet
 from finetune.training.training_state import check_disk, restore, save
 
@@ -84,15 +85,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
         run.release()
 
 
-def _load_transformer(prepared: Prepared) -> Any:
+def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     """The family's pipeline with transformer and VAE (for sample pictures) on the device, LoRA injected."""
     from finetune.adapters.lora import inject_lora
 
     recipe, family = prepared.recipe, prepared.base.family
-    pipeline = family.load(prepared.base.folder, frozenset({"transformer", "vae"}), prepared.base_dtype.dtype)
-    pipeline.to(prepared.accelerator.device)
+    pipeline = prepared.load_base(progress)
     targets = family.facts.targets.get(recipe.adapter.targets, recipe.adapter.targets)
     inject_lora(pipeline.transformer, targets, recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout, seed=recipe.training.seed)
+    pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
     blocks = recipe.training.checkpointed_blocks
     family.prepare(pipeline.transformer, 0 if blocks == "auto" else blocks)
     return pipeline
@@ -103,11 +104,11 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     from finetune.adapters.lora import lora_parameters
 
     recipe, run, accelerator = prepared.recipe, prepared.run, prepared.accelerator
-    pipeline = _load_transformer(prepared)
-    named = lora_parameters(pipeline.transformer)
+    pipeline = _load_transformer(prepared, progress)
+    named = named_parameters(lora_parameters(pipeline.transformer), prepared.encodings)
     parameters = [parameter for _, parameter in named]
     optimizer_name = choose_optimizer(recipe.training.optimizer, accelerator.device).name
-    optimizer = accelerator.prepare(build_optimizer(optimizer_name, parameters, recipe.training.learning_rate, recipe.training.weight_decay))
+    optimizer = accelerator.prepare(build_optimizer(optimizer_name, parameter_groups(named), recipe.training.learning_rate, recipe.training.weight_decay))
     checkpoint = find_checkpoint(run, recipe.training.steps, progress) if resume else None
     watch, start = LossWatch(), 0
     if checkpoint is not None:
@@ -122,7 +123,8 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
 
     def draw(step: int) -> None:
         if accelerator.is_main_process:
-            draw_samples(prepared.samples, prepared.base.family, pipeline, prepared.encodings, run.samples, f"step-{step:06d}", progress)
+            encodings = prepared.encodings if step else without_tokens(prepared.encodings)
+            draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
 
     if start == 0:
         draw(0)
@@ -150,7 +152,7 @@ def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> B
 def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, began: float, progress: Progress) -> TrainingResult:
     """Export the last checkpoint's adapter, prove it on a fresh base, draw with it, write the report."""
     recipe, run, device = prepared.recipe, prepared.run, prepared.accelerator.device
-    proof: Proof = prove_adapter(prepared.base, prepared.base_dtype.dtype, run, recipe.training.steps, reference, prepared.encodings, prepared.training_set,
+    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, recipe.training.steps, reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began
     result = TrainingResult(run.path, run.adapter, recipe.training.steps, resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,

@@ -1,0 +1,144 @@
+"""How the frozen base weights are held while an adapter is trained on them.
+
+    fp32, bf16, fp16   in memory in that format; products are taken in the computation's format
+    int8, nf4          linear layers of attention and feed-forward quantised by bitsandbytes, the rest as in the file
+    streamed           left in the mapped file (on a GPU: in pinned host memory), each weight brought in when it is used
+
+Where a weight's format is the computation's, its layer stays the library's own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from data_tools.progress import Progress
+from finetune.families.mapped_pages import trim_heap
+from finetune.families.protocol import FamilyFacts
+from finetune.training.precision import DTYPES, PrecisionChoice
+
+if TYPE_CHECKING:
+    from finetune.families.base_models import BaseModel
+    from finetune.training.placement_linear import Scratch
+
+QUANTISED = ("int8", "nf4")
+# Smaller weights are simply cast: bringing them in each time would cost more than they weigh.
+WORTH_HOLDING = 1 << 10
+
+
+@dataclass(frozen=True)
+class Hold:
+    """name: fp32, bf16, fp16, int8, nf4 or streamed.  compute: dtype in which products are taken.  reason: why this."""
+
+    name: str
+    compute: torch.dtype
+    reason: str
+
+    @property
+    def storage(self) -> torch.dtype | None:
+        """The format of the large weights in memory; None: as the file has them, or quantised."""
+        return DTYPES.get(self.name)
+
+
+def choose_hold(setting: str, base_dtype: PrecisionChoice, precision: PrecisionChoice) -> Hold:
+    """Resolve `base.hold`; "auto" holds the weights in `base.dtype`. (`plan_fit` looks for something smaller when that does not fit.)"""
+    name, reason = (base_dtype.name, base_dtype.reason) if setting == "auto" else (setting, "asked for in the recipe")
+    # Weights in float32 are computed with as they are; mixed precision casts them product by product.
+    return Hold(name, torch.float32 if name == "fp32" else precision.dtype, reason)
+
+
+def may_quantise(name: str, facts: FamilyFacts) -> bool:
+    """Whether a linear layer belongs to attention or feed-forward and is not one that the family wants in full precision."""
+    pattern = facts.targets.get("attention_ff", facts.targets["attention"])
+    return re.fullmatch(pattern, name) is not None and not _kept_whole(name, facts)
+
+
+def _kept_whole(name: str, facts: FamilyFacts) -> bool:
+    """never_quantise names top-level modules, and groups inside blocks; a block's own leaf may share such a name."""
+    parts = name.split(".")
+    return parts[0] in facts.never_quantise or any(part in facts.never_quantise for part in parts[1:-1])
+
+
+def held_linears(model: nn.Module, facts: FamilyFacts) -> dict[str, nn.Linear]:
+    """The linear layers whose weights are large and used by nothing but the layer itself."""
+    return {
+        name: module for name, module in model.named_modules()
+        if type(module) is nn.Linear and module.weight.numel() >= WORTH_HOLDING and not _kept_whole(name, facts)
+    }
+
+
+def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress) -> Any:
+    """The family's pipeline with transformer and VAE, the transformer held as `hold` says, both on `device`.
+
+    Weights come straight from the mapped file, tensor by tensor: never twice in memory.
+    """
+    if hold.storage == hold.compute:
+        pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), hold.compute)
+    else:
+        pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), None)
+        if hold.compute != torch.float32:
+            pipeline.vae.to(hold.compute)
+        hold_weights(pipeline.transformer, base, hold, device, cache_folder, progress)
+    pipeline.to(device)
+    trim_heap()
+    return pipeline
+
+
+def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress) -> None:
+    """Put `hold` into effect on a transformer whose parameters are still mapped from its file."""
+    from finetune.training.placement_linear import HeldLinear, Scratch
+    from finetune.training.placement_quantised import quantised_weights
+
+    facts, scratch = base.family.facts, Scratch()
+    linears = held_linears(model, facts)
+    if hold.name in QUANTISED:
+        wanted = [name for name in linears if may_quantise(name, facts)]
+        parts_of = quantised_weights(base.folder / "transformer", wanted, hold.name, cache_folder, progress)
+        for name in wanted:
+            _replace(model, name, _quantised_layer(linears[name], parts_of.pop(name), hold, device, scratch))
+        linears = {name: linear for name, linear in linears.items() if name not in set(wanted)}
+    for name, linear in linears.items():
+        weight = linear.weight.data if hold.storage is None else linear.weight.data.to(hold.storage)
+        if weight.dtype == hold.compute and device.type == "cpu":
+            continue
+        if device.type == "cuda" and hold.name == "streamed":
+            weight = weight.pin_memory()
+        elif device.type == "cuda":
+            weight = weight.to(device)
+        _replace(model, name, HeldLinear(linear, weight, scratch))
+    _cast_the_rest(model, hold.compute)
+    model.computes_in = hold.compute
+
+
+def _quantised_layer(linear: nn.Linear, parts: dict[str, torch.Tensor], hold: Hold, device: torch.device, scratch: Scratch) -> nn.Module:
+    from finetune.training.placement_linear import Int8Linear, nf4_linear
+
+    weight = parts.pop("").to(device)
+    if hold.name == "int8":
+        return Int8Linear(linear, weight, parts["SCB"].to(device), scratch)
+    return nf4_linear(linear, weight, parts, hold.compute, device)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    layer.train(model.training)
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """Everything that is neither held nor quantised, in the computation's format. What the library keeps in float32 stays."""
+    from finetune.training.placement_linear import HeldLinear
+
+    kept = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, module in model.named_modules():
+        if any(part in kept for part in name.split(".")):
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            is_held = leaf == "weight" and isinstance(module, HeldLinear)
+            if parameter.is_floating_point() and not is_held and leaf not in kept:
+                parameter.data = parameter.data.to(dtype)
