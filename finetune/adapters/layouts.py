@@ -102,6 +102,8 @@ def parse_key(key: str, where: str) -> ParsedKey:
     if ".base_layer." in key:
         raise AdapterError(f"{key}: a base weight; loading it would overwrite the model", where=where,
                            fix="the file was saved from a model with an adapter attached; ask its author for the adapter alone")
+    if key.startswith("__") or ".__" in key:
+        raise AdapterError(f"{key}: names an attribute, not a layer", where=where)
     prefix, layout, flat, part = next(entry for entry in PREFIXES if key.startswith(entry[0]))
     rest = key[len(prefix):]
     for pattern, role in ROLE_PATTERNS:
