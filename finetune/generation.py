@@ -1,36 +1,53 @@
 """Pictures from a base and adapter files, with one part of the base in memory at a time. Takes no recipe.
 
-`sampling` draws with a pipeline that is loaded already; this file is for those who start from files: the command,
-candidates for rating, evaluation.
+`sampling` draws with a pipeline that is loaded already; this file is for those who start from files.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
+from finetune.errors import AdapterError
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
+from finetune.thinking.tokens import ThinkingTokens, conditionings_with_tokens, tokens_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
     from finetune.adapters.adapter_file import AdapterFile
     from finetune.families.base_models import BaseModel
     from finetune.families.protocol import Conditioning
 
+# text -> {encoder: (tokens, limit)}
+TokenCounts = Callable[[str], Mapping[str, tuple[int, int]]]
+Rewrite = Callable[[str, TokenCounts], str]
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter as read, and the file or folder it came from (where its thinking tokens lie, if it has any)."""
+
+    file: AdapterFile
+    path: Path
+
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture and what it was drawn with; `weights` has each adapter's name and strength."""
+    """A picture and what it was drawn with. asked: the prompt before any rewriting.  weights: adapter name -> strength."""
 
     image: Image
     request: PictureRequest
+    asked: str
     weights: Mapping[str, float]
 
 
@@ -57,41 +74,58 @@ def usual_size(base: BaseModel) -> int:
 
 def read_transformer_config(base: BaseModel) -> dict[str, Any]:
     """The transformer's `config.json`."""
-    import json
-
     return json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
 
 
-def encode_prompts(base: BaseModel, prompts: Sequence[str], dtype: torch.dtype, device: torch.device, progress: Progress) -> dict[str, Conditioning]:
-    """Every prompt encoded; the text encoders are gone from memory afterwards."""
-    with progress.phase("encoding prompts", len(prompts)) as advance:
-        pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-        pipeline.to(device)
-        encoded = encode_all(base.family, pipeline, prompts)
-        advance(len(prompts))
-    del pipeline
-    gc.collect()
-    return encoded
-
-
-def draw_from_files(base: BaseModel, adapters: Mapping[str, AdapterFile], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest], *,
-                    progress: Progress | None = None, batch_size: int = 8) -> Iterator[DrawnPicture]:
+def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest], *,
+                    rewrite: Rewrite | None = None, progress: Progress | None = None, batch_size: int = 8) -> Iterator[DrawnPicture]:
     """Draw every request with every set of adapter strengths, set after set.
 
     adapters: name -> adapter, attached together.  weight_sets: name -> strength; adapters not named in a set are off.
+    rewrite: gives the text to draw with for a prompt; called once a prompt, while the tokenizers are loaded.
     Raises AdapterError when an adapter does not fit the base, BadInput for sizes that it cannot draw.
     """
     progress, device = progress or Progress(), best_device()
     dtype = best_dtype(device)
-    conditionings = encode_prompts(base, prompts_of(requests), dtype, device, progress)
+    tokens = _thinking_tokens(base, adapters)
+    rewritten, conditionings = _encode(base, requests, rewrite, dtype, device, progress)
     with progress.phase("loading the model"):
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
         pipeline.to(device)
     for name, adapter in adapters.items():
-        attach(pipeline.transformer, adapter, name)
+        attach(pipeline.transformer, adapter.file, name)
+    negatives = {request.negative for request in requests}
     for weights in weight_sets:
         if adapters:
             set_weights(pipeline.transformer, {name: weights.get(name, 0.0) for name in adapters})
-        pictures = draw(base.family, pipeline, requests, conditionings, batch_size=batch_size, progress=progress)
-        for request, image in zip(requests, pictures, strict=True):
-            yield DrawnPicture(image, request, dict(weights))
+        active = next((found for name, found in tokens.items() if weights.get(name)), None)
+        pictures = draw(base.family, pipeline, rewritten, conditionings_with_tokens(conditionings, active, negatives), batch_size=batch_size, progress=progress)
+        for asked, request, image in zip(requests, rewritten, pictures, strict=True):
+            yield DrawnPicture(image, request, asked.prompt, dict(weights))
+
+
+def _thinking_tokens(base: BaseModel, adapters: Mapping[str, LoadedAdapter]) -> dict[str, ThinkingTokens]:
+    """Adapter name -> its thinking tokens. Only one adapter may have some: they would take each other's places."""
+    stream = base.family.facts.text_stream
+    found = {name: tokens_of(adapter.file, adapter.path, stream) for name, adapter in adapters.items()}
+    carrying = {name: tokens for name, tokens in found.items() if tokens is not None}
+    if len(carrying) > 1:
+        raise AdapterError(f"{', '.join(carrying)} all have thinking tokens, which cannot be used together", fix="use one of them at a time")
+    return carrying
+
+
+def _encode(base: BaseModel, requests: Sequence[PictureRequest], rewrite: Rewrite | None, dtype: torch.dtype, device: torch.device,
+            progress: Progress) -> tuple[list[PictureRequest], dict[str, Conditioning]]:
+    """The requests with the texts to draw with, and every text encoded; the encoders are gone from memory afterwards."""
+    with progress.phase("encoding prompts", len(prompts_of(requests))) as advance:
+        pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
+        pipeline.to(device)
+        texts = {request.prompt: request.prompt for request in requests}
+        if rewrite is not None:
+            texts = {prompt: rewrite(prompt, lambda text: base.family.token_counts(pipeline, text)) for prompt in texts}
+        rewritten = [replace(request, prompt=texts[request.prompt]) for request in requests]
+        encoded = encode_all(base.family, pipeline, prompts_of(rewritten))
+        advance(len(prompts_of(requests)))
+    del pipeline
+    gc.collect()
+    return rewritten, encoded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +10,17 @@ import typer
 
 from data_tools.errors import BadInput
 from finetune.cli.generate_arguments import MOST_PICTURES, NamedAdapter, parse_adapters, parse_seeds, parse_size, weight_sets
+from finetune.cli.generate_output import Kept, as_data, grid_sheet, save_kept, save_sheet, trace_blocks
 from finetune.cli.output import Json, Quiet, emit, progress_for
 
 if TYPE_CHECKING:
-    from finetune.adapters.adapter_file import AdapterFile
+    from data_tools.progress import Progress
+    from data_tools.thinking import ThinkingRecord
     from finetune.families.base_models import BaseModel
-    from finetune.generation import DrawnPicture
+    from finetune.generation import DrawnPicture, LoadedAdapter, TokenCounts
     from finetune.recipe_settings import SampleSettings
+    from finetune.sampling import PictureRequest
+    from finetune.thinking.enhancers import Enhancer
 
 
 def register(app: typer.Typer) -> None:
@@ -34,46 +38,67 @@ def generate(
     guidance: Annotated[float | None, typer.Option("--guidance", min=0, max=100, help="Classifier-free guidance; 1 is off.")] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WIDTHxHEIGHT", help="Pixels; left out: the model's own.")] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the pictures go; nothing there is overwritten.")] = Path("pictures"),
+    think: Annotated[bool, typer.Option("--think", help="Think about the prompt first, and show the thoughts beside the picture.")] = False,
+    enhancer: Annotated[str, typer.Option("--enhancer", metavar="rules|MODEL|URL", help="Who thinks: rules, a chat model (folder or Hub id), or an endpoint.")] = "rules",
+    enhancer_model: Annotated[str | None, typer.Option("--enhancer-model", metavar="NAME", help="The endpoint's name of the model.")] = None,
+    best_of: Annotated[int | None, typer.Option("--best-of", min=2, max=256, metavar="N", help="Draw N pictures a prompt and keep the one that --reward likes best.")] = None,
+    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="The reward of --best-of.")] = None,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Draw pictures from prompts, with any number of adapters."""
-    named, seeds = parse_adapters(adapter or []), parse_seeds(seed or ["0"])
-    sets = weight_sets(named)
+    named, seeds = parse_adapters(adapter or []), _seeds(seed, best_of, reward)
+    sets, progress = weight_sets(named), progress_for(quiet)
     if len(prompt) * len(seeds) * len(sets) > MOST_PICTURES:
         raise BadInput(f"these are {len(prompt) * len(seeds) * len(sets):,} pictures", fix=f"at most {MOST_PICTURES:,} are drawn at once")
     out.mkdir(parents=True, exist_ok=True)
-    progress = progress_for(quiet)
 
-    from finetune.adapters.adapter_file import read_adapter
     from finetune.families.base_models import locate_base
-    from finetune.families.key_layouts import KEY_MAPS
     from finetune.generation import draw_from_files, usual_size
     from finetune.sampling import PictureRequest
 
-    files = {each.name: read_adapter(each.path, KEY_MAPS) for each in named}
+    files = _read_adapters(named)
     found = locate_base(base or _trained_on(files))
-    settings = _usual_settings(found, named)
+    usual = _usual_settings(found, named)
     height, width = parse_size(size, usual_size(found))
-    for name, file in files.items():
-        trigger = file.provenance.get("trigger")
-        if isinstance(trigger, str) and not all(trigger.lower() in text.lower() for text in prompt):
-            progress.say(f"note: {name} was trained with the trigger \"{trigger[:80]}\", which is not in every prompt")
     requests = [
-        PictureRequest(text, number, height, width, steps or settings.steps, settings.guidance if guidance is None else guidance,
-                       settings.negative if negative is None else negative)
+        PictureRequest(text, number, height, width, steps or usual.steps, usual.guidance if guidance is None else guidance, usual.negative if negative is None else negative)
         for text in prompt for number in seeds
     ]
-    drawn, paths = [], []
-    for picture in draw_from_files(found, files, sets, requests, progress=progress):
-        drawn.append(picture)
-        paths.append(_save(picture, found, named, out))
-    sheet = _save_sheet(drawn, prompt, seeds, named, out) if len(drawn) > 1 else None
-    data = {"pictures": [_as_data(picture, path, named) for picture, path in zip(drawn, paths, strict=True)], "sheet": sheet}
-    emit(data, [*map(str, paths), *([f"sheet  {sheet}"] if sheet else [])], json=json)
+    trigger = _trigger_note(files, requests, progress)
+    records: dict[str, ThinkingRecord] = {}
+    thinker = _rewrite(think, _enhancer(enhancer, enhancer_model), trigger, seeds[0], records)
+    drawn = list(draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress))
+    kept, labels, extra = _keep(drawn, reward if best_of else None, len(seeds))
+    kept = [save_kept(Kept(each.drawn, each.score, records.get(each.drawn.asked)), found, named, out) for each in kept]
+    blocks = [*trace_blocks(kept), *(grid_sheet(drawn, named, labels) if len(drawn) > 1 else [])]
+    sheet = save_sheet(blocks, out) if blocks else None
+    lines = [str(each.path) + ("" if each.score is None else f"  score {each.score:.4g}") for each in kept]
+    lines += [f"sheet  {sheet}"] if sheet else []
+    lines += [f"best of {best_of}: {extra['gain']['mean']:+.4g} over one picture on average"] if best_of else []
+    emit({"pictures": [as_data(each, named) for each in kept], "sheet": sheet, **extra}, lines, json=json)
 
 
-def _trained_on(files: Mapping[str, AdapterFile]) -> str:
-    bases = {str(file.provenance["base_model"]) for file in files.values() if file.provenance.get("base_model")}
+def _seeds(given: list[str] | None, best_of: int | None, reward: str | None) -> list[int]:
+    if (best_of is None) != (reward is None):
+        raise BadInput("--best-of and --reward go together", fix="add --best-of 8 --reward FILE, or neither")
+    seeds = parse_seeds(given or ["0"])
+    if best_of is None:
+        return seeds
+    if len(seeds) > 1:
+        raise BadInput("--best-of counts its own seeds", where="--seed", fix="give the first seed only")
+    return list(range(seeds[0], seeds[0] + best_of))
+
+
+def _read_adapters(named: Sequence[NamedAdapter]) -> dict[str, LoadedAdapter]:
+    from finetune.adapters.adapter_file import read_adapter
+    from finetune.families.key_layouts import KEY_MAPS
+    from finetune.generation import LoadedAdapter
+
+    return {each.name: LoadedAdapter(read_adapter(each.path, KEY_MAPS), each.path) for each in named}
+
+
+def _trained_on(files: Mapping[str, LoadedAdapter]) -> str:
+    bases = {str(each.file.provenance["base_model"]) for each in files.values() if each.file.provenance.get("base_model")}
     if len(bases) != 1:
         raise BadInput("the base model is not named", where="--base", fix="add --base mini, --base FOLDER or --base OWNER/NAME")
     return bases.pop()
@@ -85,59 +110,64 @@ def _usual_settings(base: BaseModel, adapters: Sequence[NamedAdapter]) -> Sample
     from finetune.recipe_settings import SampleSettings
     from finetune.recipe_shelf import recipes_for_base
 
-    runs = [folder / "recipe.toml" for adapter in adapters for folder in adapter.path.resolve().parents if (folder / "recipe.toml").is_file()]
+    runs = [folder / "recipe.toml" for adapter in adapters for folder in list(adapter.path.resolve().parents)[:4] if (folder / "recipe.toml").is_file()]
     shipped = [recipe.path for recipe in recipes_for_base(base.identifier)]
     for path in runs[:1] + shipped[:1]:
         return load_recipe(path).samples
     return SampleSettings(steps=30)
 
 
-def _adapter_data(weights: Mapping[str, float], adapters: Sequence[NamedAdapter]) -> list[dict[str, Any]]:
-    return [{"path": str(adapter.path), "weight": weights[adapter.name]} for adapter in adapters]
+def _trigger_note(files: Mapping[str, LoadedAdapter], requests: Sequence[PictureRequest], progress: Progress) -> str | None:
+    """Say where a prompt lacks an adapter's trigger; returns the first trigger."""
+    triggers = [trigger for each in files.values() if isinstance(trigger := each.file.provenance.get("trigger"), str)]
+    for trigger in triggers:
+        if not all(trigger.lower() in request.prompt.lower() for request in requests):
+            progress.say(f"note: the adapter was trained with the trigger \"{trigger[:80]}\", which is not in every prompt")
+    return triggers[0] if triggers else None
 
 
-def _as_data(picture: DrawnPicture, path: Path, adapters: Sequence[NamedAdapter]) -> dict[str, Any]:
-    return {"path": path, "prompt": picture.request.prompt, "seed": picture.request.seed, "adapters": _adapter_data(picture.weights, adapters), "score": None}
+def _enhancer(given: str, model: str | None) -> Enhancer:
+    from finetune.thinking.enhancers import RULES
+
+    if given == "rules":
+        return RULES
+    if given.startswith(("http://", "https://")):
+        from finetune.thinking.endpoint import EndpointEnhancer
+
+        if model is None:
+            raise BadInput("the endpoint's model is not named", where="--enhancer-model", fix="add --enhancer-model NAME")
+        return EndpointEnhancer(given, model)
+    from finetune.thinking.local_model import LocalChatEnhancer
+
+    return LocalChatEnhancer(given)
 
 
-def _save(picture: DrawnPicture, base: BaseModel, adapters: Sequence[NamedAdapter], out: Path) -> Path:
-    """A PNG with the settings in its text chunk, under a name that is free."""
-    from finetune import __version__
-    from finetune.sampling import save_picture
+def _rewrite(always: bool, enhancer: Enhancer, trigger: str | None, seed: int, records: dict[str, ThinkingRecord]) -> Callable[[str, TokenCounts], str]:
+    """Think about a prompt that asks for it, keep the record, and give the text to draw with."""
+    from finetune.thinking.enhancers import think, wants_thinking
 
-    request = picture.request
-    strengths = "".join(f"-{_words(adapter.label)}-{picture.weights[adapter.name]:g}" for adapter in adapters if len(adapter.weights) > 1)
-    path = _free(out, f"{_words(request.prompt)}-seed-{request.seed}{strengths}")
-    settings = {"base": base.identifier, "revision": base.revision, "family": base.family.facts.name, "adapters": _adapter_data(picture.weights, adapters), "brushwork": __version__}
-    save_picture(picture.image, path, vars(request) | settings)
-    return path
+    def rewrite(prompt: str, counts: TokenCounts) -> str:
+        if not always and not wants_thinking(prompt, trigger=trigger):
+            return prompt
+        records[prompt] = think(prompt, enhancer=enhancer, token_counts=counts, trigger=trigger, seed=seed)
+        return records[prompt].enhanced
 
-
-def _words(prompt: str) -> str:
-    """The beginning of a prompt as a file name."""
-    words = "".join(character if character.isalnum() else "-" for character in prompt[:40])
-    return "-".join(part for part in words.split("-") if part) or "picture"
+    return rewrite
 
 
-def _free(folder: Path, stem: str) -> Path:
-    names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in range(1, 1_000_000))
-    return next(folder / name for name in names if not (folder / name).exists())
+def _keep(drawn: Sequence[DrawnPicture], reward: str | None, per_group: int) -> tuple[list[Kept], dict[int, str] | None, dict[str, Any]]:
+    """Without a reward everything; else the best of each group of seeds, with labels for the sheet and the gain."""
+    if reward is None:
+        return [Kept(picture) for picture in drawn], None, {}
+    from dataclasses import asdict
 
+    from finetune.preference.best_of import gain_over_one, rank_pictures
 
-def _save_sheet(drawn: Sequence[DrawnPicture], prompts: Sequence[str], seeds: Sequence[int], adapters: Sequence[NamedAdapter], out: Path) -> Path:
-    """A block for each prompt, a row for each set of strengths, a column for each seed."""
-    from data_tools.atomic_files import whole_file
-    from finetune.sampling_sheets import contact_sheet, stack_sheets
-
-    per_set = len(prompts) * len(seeds)
-    sets = weight_sets(adapters)
-    row_names = [", ".join(f"{adapter.label} × {weights[adapter.name]:g}" for adapter in adapters) or "base" for weights in sets]
-    blocks = []
-    for number, text in enumerate(prompts):
-        starts = [row * per_set + number * len(seeds) for row in range(len(sets))]
-        rows = [[picture.image for picture in drawn[start : start + len(seeds)]] for start in starts]
-        blocks.append(contact_sheet(rows, row_names=row_names, column_names=[f"seed {each}" for each in seeds], title=text))
-    path = _free(out, "sheet")
-    with whole_file(path) as temporary:
-        stack_sheets(blocks).save(temporary, format="PNG")
-    return path
+    groups = [drawn[start : start + per_group] for start in range(0, len(drawn), per_group)]
+    ranked = rank_pictures(reward, [(group[0].asked, [picture.image for picture in group]) for group in groups])
+    labels = {}
+    for number, (group, rank) in enumerate(zip(groups, ranked, strict=True)):
+        for place, picture in enumerate(group):
+            labels[number * per_group + place] = f"seed {picture.request.seed}: {rank.scores[place]:.3g}" + (" kept" if place == rank.best else "")
+    kept = [Kept(group[rank.best], rank.scores[rank.best]) for group, rank in zip(groups, ranked, strict=True)]
+    return kept, labels, {"gain": asdict(gain_over_one(ranked))}
