@@ -5,6 +5,7 @@ Every request has its own seed, so a picture does not depend on what else is dra
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,8 +68,8 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
     """Pictures in the order of `requests`, by the pipeline's own call. Needs the parts "transformer" and "vae".
 
     conditionings: from `encode_all(prompts_of(requests))`.  latents: initial noise (C, h, w) for each request, else from
-    its seed.  output_type: "pil" pictures, "pt" tensors (3, H, W) in [0, 1], or "latent".
-    on_step: called with the number of pictures in flight after each denoising step.
+    its seed.  output_type: "pil" pictures or "pt" tensors (3, H, W) in [0, 1].
+    on_step: called with the number of pictures in flight after each denoising step, where the pipeline can.
     Raises BadInput for a size that the model cannot draw or a prompt that was not encoded.
     """
     for request in requests:
@@ -121,7 +122,7 @@ def _draw_batch(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRe
     first = requests[0]
     inputs = family.pipeline_inputs(
         pipeline, [conditionings[r.prompt] for r in requests], [conditionings[r.negative] for r in requests], noise, first.guidance)
-    if on_step is not None:
+    if on_step is not None and "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
         def after(_pipeline: Any, _step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
             on_step(len(requests))
             return kept

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import BaseModelError
-from finetune.families import registry
+from finetune.families import hunyuan_image_3, registry
+from finetune.families.licences import APACHE
 from finetune.families.protocol import LicenceTerms
 
 if TYPE_CHECKING:
     from finetune.families.protocol import ModelFamily
 
 EMBEDDED = "mini"
-EMBEDDED_LICENCE = LicenceTerms(identifier="apache-2.0", name="Apache-2.0", link="https://www.apache.org/licenses/LICENSE-2.0")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ def locate_base(base: str, revision: str | None = None, parts: Iterable[str] = (
     if base == EMBEDDED:
         from finetune.mini_base import weights_folder
 
-        return _local(base, Path(weights_folder()), wanted, EMBEDDED_LICENCE)
+        return _local(base, Path(weights_folder()), wanted, APACHE)
     if Path(base).expanduser().is_dir():
         return _local(base, Path(base).expanduser(), wanted, None)
+    if hunyuan_image_3.is_hunyuan_image_3(base):
+        raise hunyuan_image_3.refusal(base)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and " " not in base:
         return _from_hub(base, revision, wanted)
     raise BaseModelError(f"there is no base called {base}", fix="give mini, a folder that holds model_index.json, or a Hub id such as owner/name")
@@ -54,9 +57,21 @@ def locate_base(base: str, revision: str | None = None, parts: Iterable[str] = (
 def _local(identifier: str, folder: Path, parts: frozenset[str], licence: LicenceTerms | None) -> BaseModel:
     from finetune.families.loading import read_model_index
 
+    if not (folder / "model_index.json").exists():
+        refuse_hunyuan_image_3(folder / "config.json", str(folder))
     found = registry.family_of(folder)
     check_complete(folder, read_model_index(folder), parts)
     return BaseModel(identifier, None, folder, found, licence or found.facts.licence)
+
+
+def refuse_hunyuan_image_3(config: Path, where: str) -> None:
+    """Raise BaseModelError with the numbers when this `config.json` is HunyuanImage-3.0's; else nothing."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(settings, dict) and hunyuan_image_3.is_hunyuan_image_3(settings):
+        raise hunyuan_image_3.refusal(where)
 
 
 def check_complete(folder: Path, index: dict[str, Any], parts: frozenset[str]) -> None:
@@ -107,7 +122,10 @@ def _weights(files: list[str]) -> list[str]:
 
 def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseModel:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     from finetune.families.loading import read_model_index
 
@@ -129,9 +147,18 @@ def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseMod
     except RepositoryNotFoundError:
         raise BaseModelError(f"there is no base called {base}, neither here nor on the Hub", where=where,
                              fix="check the spelling; private bases need `hf auth login`") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise BaseModelError(f"the base cannot be downloaded: {str(error).strip().splitlines()[0]}", where=where,
-                             fix="check the network and the free disk space, or give a local folder") from None
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _unreachable(where, error) from None
+        raise BaseModelError("this repository holds no model_index.json, so it is not a diffusers pipeline", where=where,
+                             fix="look for a diffusers conversion of the model, often the same name with -Diffusers") from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise _unreachable(where, error) from None
     check_complete(folder, index, parts)
     found = registry.family_of(folder)
     return BaseModel(base, folder.name, folder, found, found.facts.licence)
+
+
+def _unreachable(where: str, error: Exception) -> BaseModelError:
+    return BaseModelError(f"the base cannot be downloaded: {str(error).strip().splitlines()[0]}", where=where,
+                          fix="check the network and the free disk space, or give a local folder")

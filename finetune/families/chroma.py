@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.families import flux
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import kl_latents
+from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import grid_ids, pack, unpack
 from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream
@@ -25,7 +26,7 @@ from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSa
 
 TEXT_LENGTH = 512
 FACTS = FamilyFacts(
-    name="chroma", pipeline_classes=("ChromaPipeline",), size_multiple=16, resolution=1024, targets=flux.TARGETS, licence=flux.APACHE,
+    name="chroma", pipeline_classes=("ChromaPipeline",), size_multiple=16, resolution=1024, targets=flux.TARGETS, licence=APACHE,
     never_quantise=("distilled_guidance_layer", "x_embedder", "context_embedder", "norm_out", "proj_out"),
     text_stream=TextStream(states="t5", mask=None, placement="append"))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
+from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import grid_ids, pack, unpack
 from finetune.families.protocol import (
@@ -35,7 +36,6 @@ NON_COMMERCIAL = LicenceTerms(
     identifier="other", name="flux-1-dev-non-commercial-license",
     link="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     notice="The FLUX.1 [dev] Model is licensed by Black Forest Labs Inc. under the FLUX.1 [dev] Non-Commercial License.")
-APACHE = LicenceTerms(identifier="apache-2.0", name="Apache-2.0", link="https://www.apache.org/licenses/LICENSE-2.0")
 
 
 def double_and_single_shape(class_name: str, config: Mapping[str, Any], text_tokens: int, factor: int = 8) -> ModelShape:

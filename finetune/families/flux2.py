@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.flux import APACHE, TRAINING_GUIDANCE
+from finetune.families.flux import TRAINING_GUIDANCE
+from finetune.families.licences import APACHE
 from finetune.families.image_encoding import count_parameters, deterministic
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import flatten_grid, fold_patches, grid_ids, unflatten_grid
@@ -106,7 +107,7 @@ def _facts(name: str, pipeline_class: str, licence: LicenceTerms) -> FamilyFacts
     return FamilyFacts(
         name=name, pipeline_classes=(pipeline_class,), size_multiple=16, resolution=1024, licence=licence,
         targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out))"},
-        never_quantise=("time_guidance_embed", "modulation", "x_embedder", "context_embedder", "norm_out", "proj_out"),
+        never_quantise=("time_guidance_embed", "*_modulation*", "x_embedder", "context_embedder", "norm_out", "proj_out"),
         text_stream=TextStream(states="states", mask=None, placement="append"))
 
 

@@ -29,7 +29,7 @@ FACTS = FamilyFacts(
              "all": rf"({ATTENTION}|.*\.ff_[it]\.(shared_experts\.|experts\.\d+\.)?w[123])"},
     licence=LicenceTerms(identifier="mit", name="MIT", link="https://opensource.org/license/mit",
                          notice="The Llama 3.1 text encoder has the Llama 3.1 Community License."),
-    never_quantise=("t_embedder", "p_embedder", "x_embedder", "final_layer", "gate", "caption_projection"))
+    never_quantise=("t_embedder", "p_embedder", "x_embedder", "final_layer", "*.gate", "caption_projection"))
 
 
 class HiDream:

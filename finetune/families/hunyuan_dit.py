@@ -17,9 +17,10 @@ from torch import Tensor
 
 from finetune.families import hunyuan_dit_forward
 from finetune.families.checkpointing import checkpoint_blocks
+from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import (
-    Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream,
+    Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream,
 )
 from finetune.families.schedules import ddpm_objective
 from finetune.families.text_encoding import count_tokens, keep, stack
@@ -39,15 +40,9 @@ FACTS = FamilyFacts(
         "attention_ff": rf"({ATTENTION}|blocks\.\d+\.ff\.net\.(0\.proj|2))",
         "all": rf"({ATTENTION}|blocks\.\d+\.(ff\.net\.(0\.proj|2)|skip_linear|norm1\.linear))",
     },
-    licence=LicenceTerms(
-        identifier="other", name="tencent-hunyuan-community",
-        link="https://huggingface.co/Tencent-Hunyuan/HunyuanDiT/blob/main/LICENSE.txt",
-        notice="Tencent Hunyuan is licensed under the Tencent Hunyuan Community License Agreement, Copyright © 2024 Tencent. "
-               "All Rights Reserved. The trademark rights of “Tencent Hunyuan” are owned by Tencent or its affiliate.",
-        territory="European Union",
-    ),
+    licence=tencent("https://huggingface.co/Tencent-Hunyuan/HunyuanDiT/blob/main/LICENSE.txt", 2024, "European Union"),
     # The pooler hands its packed weight to multi_head_attention_forward, which cannot read it.
-    never_quantise=("pooler", "time_extra_emb", "text_embedder", "pos_embed", "norm_out", "proj_out"),
+    never_quantise=("time_extra_emb", "text_embedder", "pos_embed", "norm_out", "proj_out"),
     text_stream=TextStream(states="t5", mask="t5_mask", placement="last_slots"),
 )
 

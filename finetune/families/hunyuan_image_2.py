@@ -14,10 +14,12 @@ from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
+from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
-from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import count_tokens, keep, stack_padded
+from finetune.families.time_embedding import accept_float32_timesteps
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 TEXT_LENGTH, GLYPH_LENGTH = 1000, 128
@@ -26,11 +28,7 @@ FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single
 FACTS = FamilyFacts(
     name="hunyuan_image_2", pipeline_classes=("HunyuanImagePipeline",), size_multiple=64, resolution=2048,
     targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|{FEED_FORWARD})"},
-    licence=LicenceTerms(
-        identifier="other", name="tencent-hunyuan-community", link="https://huggingface.co/tencent/HunyuanImage-2.1/blob/main/LICENSE",
-        notice="Tencent HunyuanImage 2.1 is licensed under the Tencent HunyuanImage 2.1 Community License Agreement, Copyright © 2025 Tencent. "
-               "All Rights Reserved. The trademark rights of “Tencent Hunyuan” are owned by Tencent or its affiliate.",
-        territory="European Union, United Kingdom, South Korea"),
+    licence=tencent("https://huggingface.co/tencent/HunyuanImage-2.1/blob/main/LICENSE", 2025, "European Union, United Kingdom, South Korea"),
     never_quantise=("x_embedder", "time_guidance_embed", "context_embedder", "norm_out", "proj_out"),
     text_stream=TextStream(states="states", mask=None, placement="append"))
 
@@ -41,7 +39,10 @@ class HunyuanImage2:
     facts = FACTS
 
     def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
-        return load_pipeline(folder, parts, dtype)
+        pipeline = load_pipeline(folder, parts, dtype)
+        if pipeline.transformer is not None:
+            accept_float32_timesteps(pipeline.transformer)
+        return pipeline
 
     def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
         return scheduler_flow(pipeline.scheduler, sampling, weighting, patch=1)

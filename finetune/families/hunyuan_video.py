@@ -15,8 +15,9 @@ from torch import Tensor
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.flux import TARGETS, TRAINING_GUIDANCE
 from finetune.families.image_encoding import count_parameters, one_frame_latents
+from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
-from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import count_tokens, keep, stack, stack_padded
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
@@ -24,11 +25,7 @@ from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSa
 TEXT_LENGTH = 256
 FACTS = FamilyFacts(
     name="hunyuan_video", pipeline_classes=("HunyuanVideoPipeline",), size_multiple=16, resolution=960, targets=TARGETS,
-    licence=LicenceTerms(
-        identifier="other", name="tencent-hunyuan-community", link="https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
-        notice="Tencent HunyuanVideo is licensed under the Tencent HunyuanVideo Community License Agreement, Copyright © 2024 Tencent. "
-               "All Rights Reserved. The trademark rights of “Tencent Hunyuan” are owned by Tencent or its affiliate.",
-        territory="European Union, United Kingdom, South Korea"),
+    licence=tencent("https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE", 2024, "European Union, United Kingdom, South Korea"),
     never_quantise=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
     text_stream=TextStream(states="states", mask=None, placement="append"))
 

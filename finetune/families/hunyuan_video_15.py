@@ -15,21 +15,19 @@ from torch import Tensor
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.qwen_image import JOINT
 from finetune.families.image_encoding import count_parameters, one_frame_latents
+from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
-from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import count_tokens, keep, stack_padded
+from finetune.families.time_embedding import accept_float32_timesteps
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 TEXT_LENGTH, GLYPH_LENGTH, VISION_TOKENS = 1000, 256, 729
 FACTS = FamilyFacts(
     name="hunyuan_video_15", pipeline_classes=("HunyuanVideo15Pipeline",), size_multiple=16, resolution=960,
     targets={"attention": JOINT, "attention_ff": rf"({JOINT}|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2))"},
-    licence=LicenceTerms(
-        identifier="other", name="tencent-hunyuan-community", link="https://huggingface.co/tencent/HunyuanVideo-1.5/blob/main/LICENSE",
-        notice="Tencent HunyuanVideo-1.5 is licensed under the Tencent HunyuanVideo-1.5 Community License Agreement, Copyright © 2025 Tencent. "
-               "All Rights Reserved. The trademark rights of “Tencent Hunyuan” are owned by Tencent or its affiliate.",
-        territory="European Union, United Kingdom, South Korea"),
+    licence=tencent("https://huggingface.co/tencent/HunyuanVideo-1.5/blob/main/LICENSE", 2025, "European Union, United Kingdom, South Korea"),
     never_quantise=("x_embedder", "image_embedder", "context_embedder", "time_embed", "norm_out", "proj_out"),
     text_stream=TextStream(states="states", mask=None, placement="append"))
 
@@ -42,11 +40,15 @@ class HunyuanVideo15:
     def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
         if "vae" in parts:
             pipeline = load_pipeline(folder, parts, dtype)
+            if pipeline.transformer is not None:
+                accept_float32_timesteps(pipeline.transformer)
             pipeline.vae.enable_slicing()  # neither encodes nor decodes two at once: its attention mask lacks the heads' dimension
             return pipeline
         # The pipeline's constructor reads the autoencoder's configuration even where there is none (diffusers 0.42.1).
         pipeline = load_pipeline(folder, parts, dtype, vae=ConfigurationOnly(folder / "vae"))
         pipeline.vae = None
+        if pipeline.transformer is not None:
+            accept_float32_timesteps(pipeline.transformer)
         return pipeline
 
     def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
@@ -78,7 +80,7 @@ class HunyuanVideo15:
         empty = torch.zeros(len(noisy), noisy.shape[1] + 1, *frame.shape[2:], device=device, dtype=dtype)
         return transformer(
             hidden_states=torch.cat([frame, empty], dim=1),
-            timestep=level.timestep.to(device, dtype),  # a float32 timestep does not fit a bfloat16 model here
+            timestep=level.timestep.to(device, torch.float32),
             encoder_hidden_states=states, encoder_attention_mask=mask.to(dtype), encoder_hidden_states_2=glyphs, encoder_attention_mask_2=glyph_mask.to(dtype),
             image_embeds=torch.zeros(len(noisy), VISION_TOKENS, model.config.image_embed_dim, device=device, dtype=dtype),
             return_dict=False)[0].squeeze(2).float()

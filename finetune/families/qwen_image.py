@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.flux import APACHE
 from finetune.families.image_encoding import count_parameters
+from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import pack, unpack
 from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream

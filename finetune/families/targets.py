@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 from finetune.errors import BadInput
 from finetune.families.protocol import FamilyFacts
@@ -30,3 +31,11 @@ def resolve_targets(facts: FamilyFacts, targets: str) -> str:
         raise BadInput(f"{targets!r} is neither a preset nor a regular expression: {error}", where="adapter.targets",
                        fix=f"presets of this family: {', '.join(facts.targets)}") from None
     return targets
+
+
+def keeps_full_precision(facts: FamilyFacts, module: str) -> bool:
+    """Whether the module of this full name must not be quantised: it is named in `never_quantise`, or lies below one that is.
+
+    A single block's `proj_out` is not the model's own `proj_out`, so names count from the top.
+    """
+    return any(fnmatchcase(module, entry) if "*" in entry else module == entry or module.startswith(f"{entry}.") for entry in facts.never_quantise)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.flux import APACHE
 from finetune.families.image_encoding import count_parameters, kl_latents
+from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream
 from finetune.families.schedules import scheduler_flow
@@ -27,7 +27,7 @@ ATTENTION = rf"{BLOCKS}\.attention\.(to_[qkv]|to_out\.0)"
 FACTS = FamilyFacts(
     name="z_image", pipeline_classes=("ZImagePipeline",), size_multiple=16, resolution=1024,
     targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|{BLOCKS}\.feed_forward\.w[123])"}, licence=APACHE,
-    never_quantise=("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer", "adaLN_modulation"),
+    never_quantise=("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer", "*.adaLN_modulation*"),
     text_stream=TextStream(states="states", mask=None, placement="append"))
 
 
