@@ -19,11 +19,99 @@ FORM_HELP = "native, pick-a-pic (Parquet), hpd (JSON) or imagereward (JSON)."
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("Learn from what people prefer: draw candidates, rate them, train a reward and an adapter.")
-    for verb in (rate, summary):
+    for verb in (candidates, rate, summary, reward, train):
         group.command()(verb)
     group.command("import")(import_file)
     group.command("export")(export_file)
     app.add_typer(group, name="prefer")
+
+
+def candidates(
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="`mini`, a folder in diffusers layout, or a Hub id.")],
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="One prompt a line, or JSON Lines with prompt, prompt_id, negative.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of candidates; what is there already is not drawn again.")],
+    per_prompt: Annotated[int, typer.Option("--per-prompt", metavar="N", min=1, max=10_000, help="Seeds a prompt.")] = 4,
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", "-a", metavar="FILE[:WEIGHT]", help="Draw with this adapter; several options draw with one after the other, + joins some, `base` is none.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit of the base.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 30,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, max=100, help="Classifier-free guidance; 1 is off.")] = 5.0,
+    height: Annotated[int | None, typer.Option("--height", help="Pixels; left out: the model's own.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Pixels; left out: the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Pictures drawn at once.")] = 8,
+    json: Json = False, quiet: Quiet = False,
+) -> None:
+    """Draw pictures to be rated, each with everything needed to make it again."""
+    from finetune.preference.candidates import CandidateSettings, make_candidates, parse_variants, read_prompts
+
+    wanted, variants = read_prompts(prompts), parse_variants(adapter or [])
+    from finetune.preference.loaded_base import LoadedBase
+
+    settings = CandidateSettings(per_prompt, seed, variants, steps, guidance, height, width, batch_size)
+    report = make_candidates(LoadedBase.named(base, revision), wanted, settings, out, progress_for(quiet))
+    data = {"candidates": [{"id": one.id, "prompt": one.prompt, "seed": one.seed, "path": out / one.path} for one in report.candidates], "drawn": report.drawn, "sheets": report.sheets}
+    lines = [f"{len(report.candidates)} candidates in {out}, {report.drawn} drawn now", f"next: brushwork prefer rate {out} --annotator NAME"]
+    emit(data, lines, json=json)
+
+
+def reward(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The reward file, .safetensors; a .json with the same name describes it.")],
+    features: Annotated[str, typer.Option("--features", help="What the judge looks at: latents or dit (of the base), clip (with --clip), pixels.")] = "latents",
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Base of latents and dit; left out: the one that drew the candidates.")] = None,
+    clip: Annotated[str | None, typer.Option("--clip", metavar="MODEL", help="CLIP or SigLIP model, a folder or Hub id.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the folds.")] = 0,
+    json: Json = False, quiet: Quiet = False,
+) -> None:
+    """Learn a reward from the comparisons in DIR and say how good it is on prompts it has not seen."""
+    from dataclasses import asdict
+
+    from finetune.preference.candidate_folder import CandidateFolder
+    from finetune.preference.rewards.features import build_features
+    from finetune.preference.rewards.preference_head import train_reward
+
+    known = CandidateFolder.existing(folder)
+    drawn_by = next((one.base for one in known.candidates().values() if one.base), None)
+    report = train_reward(known, build_features(features, base=base or drawn_by, model=clip), out, seed=seed, progress=progress_for(quiet))
+    low, high = report.accuracy_interval
+    ceiling = "" if report.ceiling is None else f"; annotators' agreement allows {report.ceiling:.0%}"
+    lines = [f"{report.file}: right about {report.accuracy:.0%} of unseen pairs ({low:.0%} to {high:.0%}, n = {report.pairs}){ceiling}", f"calibration error {report.calibration_error:.3f}"]
+    emit({"reward": report.file, **asdict(report)}, [*lines, *(f"warning: {warning}" for warning in report.warnings)], json=json)
+
+
+def train(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The folder of candidates (and for dpo of comparisons).")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder.")],
+    method: Annotated[str, typer.Option("--method", help="dpo: from comparisons alone; grpo: policy gradient; draft or refl: gradients of the reward.")] = "dpo",
+    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="Reward file, pickscore, clip, siglip, or measure:NAME.")] = None,
+    witness: Annotated[str | None, typer.Option("--witness", metavar="FILE", help="A second reward that is only watched; a fall of it stops the run.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Left out: the base that drew the candidates.")] = None,
+    start: Annotated[Path | None, typer.Option("--adapter", metavar="FILE", help="Adapter to start from; it becomes the reference and part of the result.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, for grpo rounds.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the run.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; an unknown one lists them all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    json: Json = False, quiet: Quiet = False,
+) -> None:
+    """Train an adapter on preferences, near its base; stops by itself where the reward is being cheated."""
+    from finetune.preference.candidate_folder import CandidateFolder
+    from finetune.preference.policy.settings import build_settings
+
+    drawn_by = next((one.base for one in CandidateFolder.existing(data).candidates().values() if one.base), None)
+    settings = build_settings({
+        "method": method, "data": str(data), "reward": reward, "witness": witness, "base": base or drawn_by, "start": None if start is None else str(start), "steps": steps, "seed": seed,
+    }, changes or [])
+    from finetune.preference.policy.run import train_preference
+
+    result = train_preference(settings, out, resume=resume, progress=progress_for(quiet))
+    lines = [f"{result.adapter}: step {result.best_step}, divergence {result.kl:.2f} nats a picture", f"sheet  {result.sheet}"]
+    if result.gain_interval is not None:
+        low, high = result.gain_interval
+        lines.insert(1, f"reward on held-out prompts {result.reward_before:.3f} before, {result.reward_after:.3f} after ({low:+.3f} to {high:+.3f}, 95 %)")
+    if result.stopped:
+        lines.append(f"stopped by the guard: {result.stopped}")
+    lines += [f"left out: {place}: {reason}" for place, reason in result.left_out]
+    emit(result.as_json(), lines, json=json)
 
 
 def rate(

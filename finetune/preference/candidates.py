@@ -16,6 +16,7 @@ from data_tools.progress import Progress
 
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.attach import attach, detach
+from finetune.adapters.strict_reading import locate
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.journal import parse_line
 from finetune.preference.loaded_base import LoadedBase
@@ -41,13 +42,13 @@ class AdapterUse:
 
     @property
     def sha256(self) -> str:
-        with open(self.path, "rb") as content:
+        with open(locate(self.path), "rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
 
     def to_record(self) -> dict[str, Any]:
         """As candidates.jsonl names it."""
-        name = self.path.parent.parent.name if self.path.name == "pytorch_lora_weights.safetensors" else self.path.stem
-        return {"name": name or self.path.stem, "sha256": self.sha256, "weight": self.weight}
+        around = [part for part in reversed(self.path.resolve().parts) if part not in ("adapter", "pytorch_lora_weights.safetensors")]
+        return {"name": Path(around[0]).stem, "sha256": self.sha256, "weight": self.weight}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,26 @@ class CandidateReport:
     candidates: list[Candidate] = field(default_factory=list)
     drawn: int = 0
     sheets: list[Path] = field(default_factory=list)
+
+
+def parse_variants(given: Sequence[str]) -> tuple[tuple[AdapterUse, ...], ...]:
+    """From FILE[:WEIGHT], several joined by +, or `base` for no adapter; one variant an entry. Raises BadInput."""
+    return tuple(_variant(text) for text in given) or ((),)
+
+
+def _variant(text: str) -> tuple[AdapterUse, ...]:
+    if text == "base":
+        return ()
+    uses = []
+    for part in text.split("+"):
+        path, _, weight = part.rpartition(":") if ":" in part else (part, "", "1")
+        try:
+            uses.append(AdapterUse(Path(path), float(weight)))
+        except ValueError:
+            raise BadInput(f"the weight {weight!r} is not a number", where=f"--adapter {text}", fix="write FILE:0.8") from None
+        if not uses[-1].path.exists():
+            raise BadInput("there is no such adapter", where=path, fix="give an adapter file, or the `adapter` folder of a run")
+    return tuple(uses)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
