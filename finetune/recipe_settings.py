@@ -121,6 +121,9 @@ class SampleSettings(Section):
     """Pictures drawn before, during and after training, always with the same prompts and seeds."""
 
     prompts: Annotated[tuple[Text, ...], Field(strict=False, max_length=64)] = setting((), "What to draw. Left out: captions of the data.")
+    unrelated: Annotated[tuple[Text, ...], Field(strict=False, max_length=64)] = setting(
+        (), "Further prompts, drawn without the trigger: how far they drift from the base's pictures is watched during training.")
+    stop_on_copies: bool = setting(False, "Whether training ends early when more than a quarter of the sample pictures are near-copies of training pictures.")
     negative: Text = setting("", "Negative prompt.")
     every: Count = setting(0, "Draw after this many steps; 0 draws only before and after.", "optimizer steps")
     steps: int = setting(20, "Sampler steps of a picture.", "sampler steps", ge=1, le=1000)

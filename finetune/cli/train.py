@@ -38,9 +38,11 @@ def train(
         progress.say(note)
     progress.say(f"run folder: {run}")
 
+    from finetune.evaluation.validation import RunValidator
     from finetune.training.run import train as train_adapter
 
-    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or ())
+    watch = RunValidator(stops=wanted.recipe.samples.stop_on_copies) if wanted.recipe.samples.every else None
+    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch)
     if is_main:
         emit(result_data(result), result_lines(result), json=json)
 

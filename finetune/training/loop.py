@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class TrainingJob:
     """Everything the loop works with, loaded and ready.
 
-    save(step, watch) writes a checkpoint of `step` finished steps; draw(step) writes the sample pictures.
+    save(step, watch) writes a checkpoint of `step` finished steps; draw(step) writes the sample pictures and returns why
+    training should end here, or None.
     """
 
     recipe: Recipe
@@ -51,7 +52,7 @@ class TrainingJob:
     order: BatchOrder
     run: RunFolder
     save: Callable[[int, LossWatch], None]
-    draw: Callable[[int], None]
+    draw: Callable[[int], str | None]
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def _log_row(job: TrainingJob, done: int, numbers: StepNumbers, seconds: float) 
     }
 
 
-def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequest, progress: Progress) -> None:
-    """Take steps `start` .. `training.steps` - 1, logging, saving and drawing on schedule.
+def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequest, progress: Progress) -> int:
+    """Take steps `start` .. `training.steps` - 1, logging, saving and drawing on schedule. Returns the steps in all, which
+    are fewer when the sample pictures gave a reason to end early.
 
     Raises TrainingError (numbers blow up, disk full) and Interrupted (a signal; the finished step is saved first).
     """
@@ -175,4 +177,9 @@ def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequ
                 raise Interrupted(f"stopped at step {done} of {settings.steps}; everything is saved", where=str(job.run.path),
                                   fix="go on with the same command and --resume", exit_code=stop.exit_code)
             if job.recipe.samples.every and done % job.recipe.samples.every == 0 and not is_last:
-                job.draw(done)
+                reason = job.draw(done)
+                if reason:
+                    job.save(done, watch)
+                    progress.say(f"training ends at step {done}: {reason}")
+                    return done
+    return settings.steps

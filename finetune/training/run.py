@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from finetune.adapters.verify import VerifyResult
 
 
+# (step, sample pictures, the base's same pictures, training pictures, which samples are without the trigger) -> a row.
+SampleWatch = Callable[[int, Sequence[Path], Sequence[Path], Sequence[Path], Sequence[bool]], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """What a finished run tells: `reasons` says why each automatic choice was made, `before` and `after` are the sample
@@ -58,10 +63,12 @@ class TrainingResult:
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress | None = None, accept_changes: Collection[str] = (),
-          cache_folder: Path | None = None) -> TrainingResult | None:
+          cache_folder: Path | None = None, watch_samples: SampleWatch | None = None) -> TrainingResult | None:
     """Check, encode, train, export, load back, prove and draw. The run's folder is `out`. Of several processes only the
     main one proves and returns a result; the others return None.
 
+    watch_samples: called after each drawing of samples; its rows become `validation.jsonl`, and a row's "stop" ends a
+    run of one process early.
     Raises DataError, BaseModelError, RunFolderError (bad input), TrainingError, VerifyError (failures) and Interrupted.
     """
     began = time.monotonic()
@@ -76,11 +83,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
             raise RunFolderError("holds a run already", where=str(out), fix="go on with --resume, or choose another folder with --out")
         prepared = prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress)
         with stop_on_signals() as stop:
-            reference, resumed_from = _train_adapter(prepared, resume, stop, progress)
+            reference, resumed_from, steps = _train_adapter(prepared, resume, stop, progress, watch_samples)
         # The trained model is gone here: what follows must prove itself from the file alone.
         gc.collect()
         accelerator.wait_for_everyone()
-        return _finish(prepared, reference, resumed_from, began, progress) if accelerator.is_main_process else None
+        return _finish(prepared, reference, resumed_from, steps, began, progress) if accelerator.is_main_process else None
     finally:
         run.release()
 
@@ -99,8 +106,9 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     return pipeline
 
 
-def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress) -> tuple[torch.Tensor, int | None]:
-    """Train; afterwards the last checkpoint holds the adapter. Returns a prediction of the trained model to compare with."""
+def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress, watch_samples: SampleWatch | None) -> tuple[torch.Tensor, int | None, int]:
+    """Train; afterwards the last checkpoint holds the adapter. Returns a prediction of the trained model to compare with,
+    the step that was resumed from, and the steps in all."""
     from finetune.adapters.lora import lora_parameters
 
     recipe, run, accelerator = prepared.recipe, prepared.run, prepared.accelerator
@@ -121,10 +129,14 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
         if accelerator.is_main_process:
             save(prepared, pipeline.transformer, named, optimizer, step, watch)
 
-    def draw(step: int) -> None:
-        if accelerator.is_main_process:
-            encodings = prepared.encodings if step else without_tokens(prepared.encodings)
-            draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
+    def draw(step: int) -> str | None:
+        if not accelerator.is_main_process:
+            return None
+        encodings = prepared.encodings if step else without_tokens(prepared.encodings)
+        drawn = draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
+        reason = _watched(prepared, step, drawn, watch_samples) if step and watch_samples else None
+        # The other processes would wait for ever for one that has stopped.
+        return reason if accelerator.num_processes == 1 else None
 
     if start == 0:
         draw(0)
@@ -133,8 +145,18 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
         recipe, accelerator, prepared.base.family, prepared.base.family.objective(pipeline, sampling, LossWeighting(recipe.objective.weighting, recipe.objective.gamma)),
         pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set, accelerator.num_processes), run, keep, draw,
     )
-    training_loop(job, start, watch, stop, progress)
-    return reference_prediction(prepared.base.family, pipeline, prepared.encodings, prepared.training_set), checkpoint.step if checkpoint else None
+    steps = training_loop(job, start, watch, stop, progress)
+    return reference_prediction(prepared.base.family, pipeline, prepared.encodings, prepared.training_set), checkpoint.step if checkpoint else None, steps
+
+
+def _watched(prepared: Prepared, step: int, drawn: Sequence[Path], watch_samples: SampleWatch) -> str | None:
+    """Let the watch look at the sample pictures beside the base's; keep its row; return its reason to stop, if any."""
+    before = sorted(prepared.run.samples.glob("step-000000-*.png"))
+    related = len(drawn) - prepared.samples.unrelated
+    row = watch_samples(step, drawn, before, [picture.record.path for picture in prepared.training_set.pictures], [index >= related for index in range(len(drawn))])
+    with open(prepared.run.validation, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return row.get("stop")
 
 
 def _timestep_sampling(recipe: Recipe) -> TimestepSampling | None:
@@ -149,13 +171,13 @@ def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> B
     return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation * processes, recipe.training.seed)
 
 
-def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, began: float, progress: Progress) -> TrainingResult:
+def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, steps: int, began: float, progress: Progress) -> TrainingResult:
     """Export the last checkpoint's adapter, prove it on a fresh base, draw with it, write the report."""
-    recipe, run, device = prepared.recipe, prepared.run, prepared.accelerator.device
-    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, recipe.training.steps, reference, prepared.encodings, prepared.training_set,
+    run, device = prepared.run, prepared.accelerator.device
+    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, steps, reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began
-    result = TrainingResult(run.path, run.adapter, recipe.training.steps, resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
+    result = TrainingResult(run.path, run.adapter, steps, resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
                             run.sheet, prepared.training_set.left_out, prepared.reasons, proof.before, proof.after)
     run.write_json(run.result, {
         "steps": result.steps, "resumed_from": resumed_from, "seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes,

@@ -32,6 +32,7 @@ class RunFolder:
         self.plan = self.path / "plan.json"
         self.log = self.path / "log.jsonl"
         self.result = self.path / "result.json"
+        self.validation = self.path / "validation.jsonl"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"

@@ -21,9 +21,10 @@ PROMPTS_FROM_DATA = 4
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The pictures of a run."""
+    """The pictures of a run. unrelated: how many of the last ones are drawn without the trigger, to watch drift."""
 
     requests: tuple[PictureRequest, ...]
+    unrelated: int = 0
 
     def every_prompt(self) -> list[str]:
         """Prompts and negative prompts, to be encoded while the text encoders are loaded."""
@@ -38,13 +39,14 @@ def plan_samples(recipe: Recipe, facts: FamilyFacts, training_set: TrainingSet) 
         captions = dict.fromkeys(variants[0] for variants in training_set.captions.variants if variants[0])
         prompts = list(captions)[:PROMPTS_FROM_DATA] or [""]
     common = Counter(picture.placement.bucket for picture in training_set.pictures).most_common(1)[0][0]
+    prompts = [*prompts, *settings.unrelated]
     multiple = facts.size_multiple
     height = (settings.height or common.height) // multiple * multiple or multiple
     width = (settings.width or common.width) // multiple * multiple or multiple
     return SamplePlan(tuple(
         PictureRequest(prompt=prompt, seed=settings.seed + number, height=height, width=width, steps=settings.steps, guidance=settings.guidance, negative=settings.negative)
         for number, prompt in enumerate(prompts)
-    ))
+    ), len(settings.unrelated))
 
 
 def draw_samples(plan: SamplePlan, family: ModelFamily, pipeline: Any, encodings: Encodings, folder: Path, name: str, progress: Progress) -> list[Path]:

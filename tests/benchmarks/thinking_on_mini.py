@@ -1,0 +1,200 @@
+"""Does thinking help the embedded model? Same prompts and seeds with and without, checked by rules, paired intervals.
+
+    python -m tests.benchmarks.thinking_on_mini prompts --packages NODE_MODULES --out FILE
+    python -m tests.benchmarks.thinking_on_mini adapters --out FILE
+
+`prompts`: compositional prompts that were held out from the base's training. Checks that need no judgement: is the
+ground the one asked for (nearest of 14 named colours to the rim); is the nearest of the 48 true pictures the one asked
+for (16x16 luminance); how like the fainter of two asked-for things a picture is; how near an object's colour is.
+`adapters`: LoRAs trained with plain captions, with thought captions, and with thinking tokens (with their control: the
+same slots filled, not trained), measured on the style's held-out pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.progress import PlainProgress
+from data_tools.thinking_rules import think_by_rules
+from finetune.evaluation.intervals import bootstrap_mean
+from finetune.evaluation.pixel_features import oklab, palette_histogram, total_variation
+from finetune.families.base_models import locate_base
+from finetune.mini_base import TRIGGER, held_out_folder, style_folder
+from finetune.mini_base.build.measures import ground_name, shape_vectors
+from finetune.mini_base.build.subjects import COLOURS, NAMED, is_held_out
+
+STEPS, GUIDANCE, SEED, SIZE = 20, 3.0, 7000, 64
+OBJECT_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+
+
+def drawn(base: Any, prompts: list[str], adapter: Path | None = None, guidance: float = GUIDANCE) -> np.ndarray:
+    """(n, 64, 64, 3) in 0..1; the seed of a picture is its place, so that variants are paired."""
+    import torch
+
+    from finetune.adapters.adapter_file import read_adapter
+    from finetune.adapters.attach import attach
+    from finetune.sampling import PictureRequest, draw, encode_all
+    from finetune.thinking.tokens import conditionings_with_tokens, tokens_of
+
+    encoders = base.family.load(base.folder, frozenset({"text"}), torch.float32)
+    conditionings = encode_all(base.family, encoders, [*prompts, ""])
+    pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), torch.float32)
+    if adapter is not None:
+        file = read_adapter(adapter)
+        attach(pipeline.transformer, file, "studied")
+        conditionings = conditionings_with_tokens(conditionings, tokens_of(file, adapter, base.family.facts.text_stream), {""})
+    requests = [PictureRequest(prompt, SEED + index, SIZE, SIZE, STEPS, guidance) for index, prompt in enumerate(prompts)]
+    pictures = draw(base.family, pipeline, requests, conditionings, batch_size=16, progress=PlainProgress())
+    return np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in pictures])
+
+
+def thought(prompts: list[str], trigger: str | None = None) -> list[str]:
+    """The same prompts as `--think` draws them."""
+    return [think_by_rules(prompt, trigger=trigger).enhanced for prompt in prompts]
+
+
+def interval(values: np.ndarray) -> dict[str, float | None]:
+    found = bootstrap_mean(np.asarray(values, dtype=float), [str(index) for index in range(len(values))], "thinking")
+    return {"value": round(found.value, 4), "low": found.low and round(found.low, 4), "high": found.high and round(found.high, 4), "prompts": found.prompts}
+
+
+def paired(plain: np.ndarray, thinking: np.ndarray) -> dict[str, Any]:
+    """Means of both, and the mean difference thinking - plain with its interval."""
+    return {"plain": round(float(np.mean(plain)), 4), "thinking": round(float(np.mean(thinking)), 4), "difference": interval(np.asarray(thinking, float) - np.asarray(plain, float))}
+
+
+def true_shapes(packages: Path) -> dict[str, np.ndarray]:
+    """Ground name -> shape vectors of the 48 true pictures on it."""
+    from finetune.mini_base.build.measure import true_pictures
+    from finetune.mini_base.build.rasters import ICON_EDGE, rasterise_all
+    from finetune.mini_base.build.subjects import load_subjects
+
+    subjects = load_subjects(packages)[: len(NAMED)]
+    icons = rasterise_all(packages, [subject.icon for subject in subjects])[ICON_EDGE[SIZE, SIZE]]
+    return {colour: shape_vectors(true_pictures(icons, colour, (SIZE, SIZE))) for colour in COLOURS}
+
+
+def grounds(base: Any, shapes: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One never trained pair of subject and ground for each of the 48 subjects; English and Chinese in turns."""
+    colours = [name for name in COLOURS if name != "white"]
+    pairs = [(row, next(c for c in colours[row % 13 :] + colours if is_held_out(row, c))) for row in range(len(NAMED))]
+    prompts = [f"{COLOURS[c][1]}背景上的{NAMED[row][2]}" if row % 3 == 2 else f"{NAMED[row][1]} on a {c} background" for row, c in pairs]
+    found: dict[str, list[np.ndarray]] = {"ground": [], "shape": []}
+    for variant in (prompts, thought(prompts)):
+        pictures = drawn(base, variant)
+        found["ground"].append(np.array([ground_name(picture) == c for picture, (_, c) in zip(pictures, pairs, strict=True)]))
+        vectors = shape_vectors(pictures)
+        found["shape"].append(np.array([(vectors[i] @ shapes[c].T).argmax() == row for i, (row, c) in enumerate(pairs)]))
+    return {"right ground": paired(*found["ground"]), "right subject": paired(*found["shape"]), "example": [prompts[0], thought(prompts)[0]]}
+
+
+def two_objects(base: Any, shapes: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Two subjects in one picture, which the base has never seen: how like the fainter of the two the picture is."""
+    pairs = [(row, (row * 7 + 11) % len(NAMED)) for row in range(0, len(NAMED), 2)]
+    prompts = [f"a {NAMED[a][1]} and a {NAMED[b][1]}" for a, b in pairs]
+    likeness, either = [], []
+    for variant in (prompts, thought(prompts)):
+        cosines = shape_vectors(drawn(base, variant)) @ shapes["white"].T
+        likeness.append(np.array([min(cosines[i, a], cosines[i, b]) for i, (a, b) in enumerate(pairs)]))
+        either.append(np.array([cosines[i].argmax() in pair for i, pair in enumerate(pairs)]))
+    return {"likeness of the fainter": paired(*likeness), "nearest is one of the two": paired(*either), "example": [prompts[0], thought(prompts)[0]]}
+
+
+def object_colours(base: Any) -> dict[str, Any]:
+    """A subject in a colour of its own: distance of what is not ground to that colour. The base knows colours of grounds only."""
+    asked = [(row, OBJECT_COLOURS[row % len(OBJECT_COLOURS)]) for row in range(1, len(NAMED), 2)]
+    prompts = [f"a {colour} {NAMED[row][1]} on a white background" for row, colour in asked]
+    distances = []
+    for variant in (prompts, thought(prompts)):
+        found = []
+        for picture, (_, colour) in zip(drawn(base, variant), asked, strict=True):
+            lab = oklab((picture * 255).astype(np.uint8)).reshape(-1, 3)
+            wanted = oklab(np.array([[COLOURS[colour][0]]], np.uint8))[0, 0]
+            shown = lab[np.linalg.norm(lab - np.median(lab[:SIZE], axis=0), axis=1) > 0.1]
+            found.append(np.linalg.norm(shown.mean(0) - wanted) if len(shown) else 1.0)
+        distances.append(np.array(found))
+    return {"distance to the colour": paired(*distances), "example": [prompts[0], thought(prompts)[0]]}
+
+
+def prompts_study(packages: Path) -> dict[str, Any]:
+    base, shapes = locate_base("mini"), true_shapes(packages)
+    return {"held-out background and object": grounds(base, shapes), "two objects": two_objects(base, shapes), "colour and object": object_colours(base)}
+
+
+def trained(name: str, work: Path, steps: int, **settings: Any) -> Path:
+    """A LoRA for the bundled style; returns its folder. settings: recipe keys."""
+    from finetune.recipe import load_recipe
+    from finetune.training.run import train
+
+    overrides = [f"training.steps={steps}", "training.checkpoint_every=0"] + [f"{key}={value}" for key, value in settings.items()]
+    recipe = load_recipe(Path("recipes/mini/style.toml"), [f"data.folder={work / 'pictures'}", f"data.trigger={TRIGGER}", *overrides])
+    return train(recipe, work / name, cache_folder=work / "cache", progress=PlainProgress()).adapter
+
+
+def untrained_tokens(adapter: Path, work: Path) -> Path:
+    """The control: a trained LoRA whose tokens are put back to a constant, so that the slots are filled and say nothing learned."""
+    import torch
+
+    from finetune.adapters.adapter_file import read_adapter, write_adapter
+    from finetune.thinking.tokens import KEY, read_tokens, write_tokens
+
+    tokens = read_tokens(adapter)
+    folder = work / "control"
+    stated = write_tokens(folder, replace(tokens, states=torch.full_like(tokens.states, float(tokens.states.mean()))))
+    write_adapter(folder / "pytorch_lora_weights.safetensors", read_adapter(adapter).with_provenance(**{KEY: stated}))
+    return folder
+
+
+def adapters_study(work: Path, steps: int) -> dict[str, Any]:
+    """Held-out palette distance and shape score of each variant at the same seeds, paired with the plain LoRA."""
+    import shutil
+
+    from PIL import Image
+
+    from data_tools.thinking import thinking_path, write_record
+
+    shutil.copytree(style_folder(), work / "pictures", dirs_exist_ok=True)
+    for file in sorted((work / "pictures").glob("*.txt")):
+        write_record(thinking_path(file.with_suffix(".png")), think_by_rules(file.read_text("utf-8").strip()))
+    truths = sorted(held_out_folder().glob("*.png"))
+    true_pictures = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) / 255 for path in truths])
+    captions = [path.with_suffix(".txt").read_text("utf-8").strip() for path in truths]
+    plain = [f"{TRIGGER}, {caption}" for caption in captions]
+    thinking = [f"{TRIGGER}, {prompt}" for prompt in thought(captions)]
+    base = locate_base("mini")
+    tokens = trained("tokens", work, steps, **{"adapter.thinking_tokens": 4})
+    without, traces = trained("plain", work, steps), trained("trace", work, steps, **{"data.thinking": "trace"})
+    variants = {"base": (None, plain), "plain": (without, plain), "plain, thinking in use": (without, thinking), "trained with traces, thinking in use": (traces, thinking),
+                "thinking tokens": (tokens, plain), "thinking tokens, filled with their mean": (untrained_tokens(tokens, work), plain)}
+    style = np.mean([palette_histogram((picture * 255).astype(np.uint8), 4) for picture in true_pictures], axis=0)
+    scores = {}
+    for name, (adapter, prompts) in variants.items():
+        pictures = drawn(base, prompts, adapter, 2.5)
+        distance = np.array([total_variation(palette_histogram((picture * 255).astype(np.uint8), 4), style) for picture in pictures])
+        right = (shape_vectors(pictures) @ shape_vectors(true_pictures).T).argmax(1) == np.arange(len(pictures))
+        scores[name] = {"palette": distance, "shape": right.astype(float)}
+    return {name: {measure: {"mean": round(float(values.mean()), 4), "difference to plain": interval(values - scores["plain"][measure])} for measure, values in own.items()}
+            for name, own in scores.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("prompts", "adapters"))
+    parser.add_argument("--packages", type=Path, help="node_modules with the packages of the embedded model's build")
+    parser.add_argument("--work", type=Path, default=Path("thinking_study"))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    result = prompts_study(options.packages) if options.study == "prompts" else adapters_study(options.work, options.steps)
+    options.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, ensure_ascii=False, indent=1))
+
+
+if __name__ == "__main__":
+    main()
