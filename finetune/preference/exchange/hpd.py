@@ -36,9 +36,9 @@ def read_hpd(path: Path) -> Iterator[ForeignEntry]:
 def _pair(entry: dict, pictures: tuple[str, ...], where: str, identity: str) -> ForeignEntry:
     require(entry, where, human_preference=list)
     preference = entry["human_preference"]
-    if len(pictures) != 2 or sorted(preference) not in ([0, 1], [0, 0], [1, 1]):
+    if len(pictures) != 2 or preference not in ([0, 1], [1, 0], [0, 0], [1, 1]):
         raise DataError("`human_preference` must be 1 for the preferred of two pictures and 0 for the other", where=where)
-    choice = preference.index(1) if sorted(preference) == [0, 1] else None
+    choice = preference.index(1) if sum(preference) == 1 else None
     return ForeignEntry(where, entry["prompt"], pictures, _rater(entry), identity, choice=choice, tie=choice is None)
 
 

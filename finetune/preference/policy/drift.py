@@ -59,13 +59,14 @@ class DriftMeter:
         self.base_latents = denoiser.rollout(self.draws, "check", 0, lambda i: noise, reference=True).latents
         pixels = denoiser.pixels(self.base_latents)
         self.look_bands = {name: tuple(np.quantile(measures.PLAIN[name](pixels.clamp(0, 1)).numpy(), (0.05, 0.95)).tolist()) for name in LOOKS}
-        self.reward_spread = self._within_prompt_spread(pixels)
+        self.reward_spread = self._within_prompt_spread(reward, pixels)
+        self.witness_spread = self._within_prompt_spread(witness, pixels)
 
-    def _within_prompt_spread(self, pixels: Tensor) -> float:
+    def _within_prompt_spread(self, reward: Reward | None, pixels: Tensor) -> float:
         """Standard deviation of the base's rewards within a prompt: the unit of reward gains."""
-        if self.reward is None:
+        if reward is None:
             return 1.0
-        scores = self._scores(self.reward, pixels).view(-1, self.seeds)
+        scores = self._scores(reward, pixels).view(-1, self.seeds)
         return float((scores - scores.mean(1, keepdim=True)).pow(2).mean().sqrt().clamp_min(1e-6))
 
     def _scores(self, reward: Reward, pixels: Tensor) -> Tensor:

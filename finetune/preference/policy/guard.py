@@ -13,6 +13,8 @@ from finetune.preference.policy.settings import PreferenceSettings
 
 # A fall of the witness counts when it is this many standard errors deep, paired by prompt.
 SURE = 2.0
+# And at least this deep, in standard deviations of the base's witness within a prompt: nothing smaller can be seen.
+VISIBLE = 0.1
 # How far, in widths of the base's 5 to 95 % band, the mean of a plain look may lie outside the band.
 LOOK_SLACK = 0.5
 
@@ -24,6 +26,7 @@ class Guard:
 
     settings: PreferenceSettings
     look_bands: Mapping[str, tuple[float, float]]
+    witness_spread: float = 0.0
     first: Check | None = None
     best: Check | None = None
     history: list[Check] = field(default_factory=list)
@@ -74,7 +77,7 @@ class Guard:
         peak = max(self.history[:-1], key=lambda earlier: earlier.witness)
         falls = np.array(peak.witness_by_prompt) - np.array(check.witness_by_prompt)
         error = falls.std(ddof=1) / math.sqrt(len(falls)) if len(falls) > 1 else math.inf
-        if check.reward > peak.reward and falls.mean() > SURE * max(error, 1e-9):
+        if check.reward > peak.reward and falls.mean() > max(SURE * error, VISIBLE * self.witness_spread, 1e-9):
             return f"reward hacking: the reward rose to {check.reward:.3f} while the witness fell from {peak.witness:.3f} to {check.witness:.3f} since step {peak.step}"
         return None
 

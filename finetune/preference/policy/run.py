@@ -121,7 +121,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     progress.say(f"{len(train_prompts)} prompts to learn from, {len(held_out)} held out; drawing the base's pictures for the checks")
     meter = DriftMeter(denoiser, held_out[:settings.check_prompts], settings.check_seeds, settings.noise, reward, witness)
     method = _method(settings, denoiser, loaded, objective, reward, list(train_prompts.values()), pairs, meter)
-    return Job(settings, run, loaded, accelerator, denoiser, model, method, meter, Guard(settings, meter.look_bands), held_out, pairs[2])
+    return Job(settings, run, loaded, accelerator, denoiser, model, method, meter, Guard(settings, meter.look_bands, meter.witness_spread), held_out, pairs[2])
 
 
 def split_prompts(folder: CandidateFolder, settings: PreferenceSettings) -> tuple[dict[str, str], list[str]]:
