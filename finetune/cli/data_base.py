@@ -28,8 +28,7 @@ class TrainingSizes:
 def training_sizes(base: str | None, resolution: int | None) -> TrainingSizes:
     """Sizes of the base, or the usual ones without a base; an own resolution wins."""
     if base is None:
-        return TrainingSizes(resolution or EMBEDDED_RESOLUTION = 64  # pixels; the embedded model draws icons
-USUAL_RESOLUTION, USUAL_MULTIPLE, "no --base given: sides in multiples of 16")
+        return TrainingSizes(resolution or USUAL_RESOLUTION, USUAL_MULTIPLE, "no --base given: sides in multiples of 16")
     from finetune.families.base_models import EMBEDDED
 
     facts = _located(base).family.facts
