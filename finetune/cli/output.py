@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json as json_format
 import os
+import re
 import sys
 import tempfile
 import time
@@ -110,7 +111,9 @@ def run(command: Callable[[], Any], *, json: bool) -> int:
         report(system_error(error), json=json)
         return 1
     except Exception as error:
-        report(defect(error), json=json)
+        # Libraries written in Rust wrap what the system says in errors of their own: "... (os error 28)".
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        report(system_error(OSError(int(code[1]), os.strerror(int(code[1])))) if code else defect(error), json=json)
         return 1
 
 

@@ -44,6 +44,17 @@ def _flush(path: Path) -> None:
         os.fsync(written.fileno())
 
 
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as problem:
+        # The library wraps what the system says (disk full, file too large) in an error of its own.
+        code = re.search(r"os error (\d+)", str(problem))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from problem
+
+
 def write_checkpoint(
     parent: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], write_adapter: Callable[[Path], None]
 ) -> Path:
@@ -59,7 +70,7 @@ def write_checkpoint(
     partial.mkdir()
     try:
         write_adapter(partial / ADAPTER)
-        save_file(tensors, partial / OPTIMIZER)
+        _save_tensors(tensors, partial / OPTIMIZER)
         _flush(partial / OPTIMIZER)
         state = state | {"step": step, "hashes": {name: _hash(partial / name) for name in (ADAPTER, OPTIMIZER)}}
         (partial / STATE).write_text(json.dumps(state, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""The command as a whole: help, wrong usage, and that nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from finetune.cli import VERB_FILES
+from tests.cli.conftest import run
+
+HEAVY = {"torch", "transformers", "diffusers", "peft", "datasets", "bitsandbytes", "accelerate", "numpy", "PIL", "pandas", "pyarrow", "huggingface_hub", "scipy", "jinja2"}
+GOOD = '[base]\nmodel = "mini"\n'
+
+
+def imported_by(*arguments: str) -> set[str]:
+    program = f"import sys\nfrom finetune.cli import main\ntry:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    print(*sorted({{name.partition('.')[0] for name in sys.modules}}), sep='\\n', file=sys.stderr)\n"
+    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["--version"], ["recipe", "list"], ["recipe", "explain", "training.steps"], ["recipe", "check", "mini/style"],
+    ["recipe", "check", "no/such"], ["train", "--help"], ["train", "/no/such/folder"], ["generate", "--help"], ["data", "--help"],
+    ["adapter", "--help"], ["publish", "--help"], ["prefer", "--help"], ["evaluate", "--help"],
+])
+def test_nothing_heavy_is_imported_on_the_way_to_help_and_recipe_errors(arguments):
+    assert imported_by(*arguments) & HEAVY == set()
+
+
+def test_help_names_every_verb(brushwork):
+    said = brushwork("--help")
+    assert said.code == 0
+    for name in VERB_FILES:
+        assert f"  {name} " in said.out, name
+
+
+def test_every_verb_takes_json_and_quiet(brushwork):
+    from finetune.cli import _command
+
+    def leaves(command, path):
+        if getattr(command, "commands", None):
+            for name, inner in command.commands.items():
+                yield from leaves(inner, (*path, name))
+        else:
+            yield path, command
+
+    for path, command in leaves(_command(), ()):
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {"--json", "--quiet"} <= options, path
+        assert command.help, path
+
+
+def test_a_program_of_its_own_gives_the_same_answers(tmp_path):
+    assert run("--version", folder=tmp_path).out.startswith("brushwork ")
+    said = run("recipe", "check", "mini/style", "--set", "training.stepz=1", folder=tmp_path)
+    assert said.code == 2 and "did you mean `training.steps`?" in said.err and said.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["train"], ["train", "x", "--nope"], ["generate"], ["recipe", "nope"], ["recipe", "check"], ["generate", "-p", "x", "--steps", "many"], ["recipe"], []])
+def test_wrong_usage_ends_with_two_and_a_hint(arguments, brushwork):
+    said = brushwork(*arguments)
+    assert said.code == 2 and said.out == ""
+    assert "hint: " in said.err or "Usage: " in said.err
+    assert "Traceback" not in said.err
+    machine = brushwork(*arguments, "--json")
+    assert machine.code == 2 and machine.data["error"]["what"] and machine.data["error"]["fix"]
+
+
+def test_a_misspelt_verb_is_guessed(brushwork):
+    assert "'train'" in brushwork("trian").err
+
+
+def test_a_closed_pipe_is_no_error_message(tmp_path):
+    found = subprocess.run(f"{sys.executable} -m finetune recipe explain training | head -1", shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in found.stderr and "Exception ignored" not in found.stderr
+
+
+def test_recipe_verbs(brushwork, tmp_path):
+    assert "mini/style" in brushwork("recipe", "list").out
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    shown = brushwork("recipe", "show", path, "--set", "training.steps=7")
+    assert shown.code == 0 and "steps = 7" in shown.out
+    path.write_text(shown.out)
+    assert brushwork("recipe", "check", path, "--json").data["changed"] == {"base.model": "mini", "training.steps": 7}
+    explained = brushwork("recipe", "explain", "adapter", "--json").data["settings"]
+    assert {setting["key"] for setting in explained} >= {"adapter.rank", "adapter.alpha"}
+    assert "did you mean `adapter.rank`?" in brushwork("recipe", "explain", "adapter.rnak").err

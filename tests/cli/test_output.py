@@ -1,0 +1,81 @@
+"""Every way a command can end has its exit code, its one line, and its JSON object."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import BadInput, BrushworkError
+from finetune.cli import output
+from finetune.errors import Interrupted, RecipeError
+
+
+def ends_with(error: BaseException, *, as_json: bool, capsys) -> tuple[int, str, str]:
+    def fail():
+        raise error
+
+    code = output.run(fail, json=as_json)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (BrushworkError("it failed"), 1), (BadInput("it is wrong"), 2), (Interrupted("stopped"), 130), (Interrupted("stopped", exit_code=143), 143),
+    (KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1), (ValueError("a surprise"), 1),
+    (RecipeError([BrushworkError("wrong", where="a.toml, line 3, x", fix="mend it")]), 2),
+])
+def test_exit_codes(error, code, capsys):
+    assert ends_with(error, as_json=False, capsys=capsys)[0] == code
+    found, out, err = ends_with(error, as_json=True, capsys=capsys)
+    assert found == code and err == ""
+    assert set(json.loads(out)["error"]) >= {"what", "where", "fix"}
+
+
+def test_an_error_says_where_what_and_what_to_do(capsys):
+    code, out, err = ends_with(BadInput("has no pictures", where="/photos", fix="put some in"), as_json=False, capsys=capsys)
+    assert (code, out, err) == (2, "", "error: /photos: has no pictures\nhint: put some in\n")
+
+
+def test_a_full_disk_is_named_in_one_line(capsys):
+    _, _, err = ends_with(OSError(errno.ENOSPC, "No space left on device", "/data/x"), as_json=False, capsys=capsys)
+    assert err.startswith("error: /data/x: no space left on device\nhint: free some space")
+
+
+def test_a_full_disk_inside_a_library_is_no_defect(capsys):
+    _, _, err = ends_with(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), as_json=False, capsys=capsys)
+    assert err.startswith("error: no space left on device\nhint: free some space")
+
+
+def test_a_defect_is_one_line_and_its_traceback_goes_to_a_file_without_secrets(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    _, _, err = ends_with(ZeroDivisionError("division with hf_very_secret"), as_json=False, capsys=capsys)
+    log = next(tmp_path.glob("brushwork-error-*.log"))
+    assert str(log) in err and "Traceback" not in err and "ZeroDivisionError" in err
+    assert "Traceback" in log.read_text()
+    assert "hf_very_secret" not in err + log.read_text()
+
+
+def test_json_is_the_only_thing_on_standard_output_whatever_libraries_print(tmp_path):
+    program = (
+        "import os, sys\nfrom finetune.cli import output\n"
+        "def noisy():\n    print('python noise'); os.write(1, b'C noise\\n'); output.emit({'pfad': 'größe'}, [], json=True)\n"
+        "with output.clean_standard_output():\n    sys.exit(output.run(noisy, json=True))\n"
+    )
+    root = str(Path(__file__).parents[2])
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert json.loads(found.stdout) == {"pfad": "größe"}
+    assert "python noise" in found.stderr and "C noise" in found.stderr and found.returncode == 0
+
+
+def test_people_get_lines_and_machines_get_an_object(capsys):
+    output.emit({"a": Path("x")}, ["line one", "line two"], json=False)
+    assert capsys.readouterr().out == "line one\nline two\n"
+    output.emit({"a": Path("x")}, ["line one"], json=True)
+    assert json.loads(capsys.readouterr().out) == {"a": "x"}
