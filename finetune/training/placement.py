@@ -20,6 +20,7 @@ from torch import nn
 from data_tools.progress import Progress
 from finetune.families.mapped_pages import trim_heap
 from finetune.families.protocol import FamilyFacts
+from finetune.families.targets import keeps_full_precision
 from finetune.training.precision import DTYPES, PrecisionChoice
 
 if TYPE_CHECKING:
@@ -55,20 +56,14 @@ def choose_hold(setting: str, base_dtype: PrecisionChoice, precision: PrecisionC
 def may_quantise(name: str, facts: FamilyFacts) -> bool:
     """Whether a linear layer belongs to attention or feed-forward and is not one that the family wants in full precision."""
     pattern = facts.targets.get("attention_ff", facts.targets["attention"])
-    return re.fullmatch(pattern, name) is not None and not _kept_whole(name, facts)
-
-
-def _kept_whole(name: str, facts: FamilyFacts) -> bool:
-    """never_quantise names top-level modules, and groups inside blocks; a block's own leaf may share such a name."""
-    parts = name.split(".")
-    return parts[0] in facts.never_quantise or any(part in facts.never_quantise for part in parts[1:-1])
+    return re.fullmatch(pattern, name) is not None and not keeps_full_precision(facts, name)
 
 
 def held_linears(model: nn.Module, facts: FamilyFacts) -> dict[str, nn.Linear]:
     """The linear layers whose weights are large and used by nothing but the layer itself."""
     return {
         name: module for name, module in model.named_modules()
-        if type(module) is nn.Linear and module.weight.numel() >= WORTH_HOLDING and not _kept_whole(name, facts)
+        if type(module) is nn.Linear and module.weight.numel() >= WORTH_HOLDING and not keeps_full_precision(facts, name)
     }
 
 
