@@ -25,6 +25,7 @@ from finetune.adapters.adapter_file import (
     write_adapter,
 )
 from finetune.adapters.keys import CANONICAL, EQUAL, INPUT, KeyMap, Place
+from finetune.adapters.layouts import OFFICIAL_LAYOUTS
 from finetune.adapters.strict_reading import PEFT_CONFIG, PEFT_FILE
 from finetune.adapters.tensor_files import dtype_name, write_tensors
 from finetune.errors import AdapterError
@@ -32,8 +33,8 @@ from finetune.errors import AdapterError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYOUTS = ("diffusers", "peft", "kohya", "comfy", "onetrainer", "tencent")
-FOLDERS = ("peft", "tencent")
+LAYOUTS = ("diffusers", "peft", "kohya", "comfy", "onetrainer", *OFFICIAL_LAYOUTS)
+FOLDERS = ("peft", *OFFICIAL_LAYOUTS)
 ENCODER_PREFIX = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}
 
 
@@ -69,8 +70,8 @@ def export(adapter: AdapterFile, layout: str, path: Path | str, key_map: KeyMap 
     if layout not in LAYOUTS:
         raise AdapterError(f"no layout is called {layout!r}", fix=f"one of {', '.join(LAYOUTS)}")
     naming = key_map.layouts.get(layout, CANONICAL) if key_map else CANONICAL
-    if layout == "tencent" and naming == CANONICAL:
-        raise AdapterError("only HunyuanDiT has Tencent's official layout" if key_map is None else f"{key_map.family} has no official Tencent layout")
+    if layout in OFFICIAL_LAYOUTS and naming == CANONICAL:
+        raise AdapterError(f"{key_map.family if key_map else 'a family that was not recognised'} has no official {layout.title()} layout")
     if layout in ("kohya", "comfy") and key_map is None:
         raise AdapterError(f"the {layout} layout needs the family's name table", fix="say which family the adapter belongs to with --family")
     if layout == "diffusers":
@@ -218,4 +219,6 @@ def _prove(adapter: AdapterFile, path: Path, key_map: KeyMap | None, result: Exp
 
 def default_name(layout: str, stem: str) -> str:
     """A file or folder name that other tools expect for a layout."""
-    return {"diffusers": FILE_NAME, "peft": f"{stem}_peft", "tencent": f"{stem}_tencent"}.get(layout, f"{stem}_{layout}.safetensors")
+    if layout == "diffusers":
+        return FILE_NAME
+    return f"{stem}_{layout}" + ("" if layout in FOLDERS else ".safetensors")

@@ -85,6 +85,7 @@ class KeyMap:
     text_encoders: pipeline component -> canonical templates inside it.
     widths: hidden sizes of the published models.  blocks: beginning of a name -> most blocks of a published model.
     loads_with: how people without this tool load a file, for the card: "pipeline", "transformer" or "peft".
+    hints: what other tools call this family in `modelspec.architecture` or `ss_base_model_version`, lower case.
     call: arguments that the pipeline's call needs to keep a picture's size, for the card.
     """
 
@@ -97,6 +98,7 @@ class KeyMap:
     widths: tuple[int, ...] = ()
     blocks: Mapping[str, int] = field(default_factory=dict)
     loads_with: str = "peft"
+    hints: tuple[str, ...] = ()
     call: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property

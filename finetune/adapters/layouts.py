@@ -15,6 +15,7 @@ from finetune.adapters.tensor_files import Entry
 from finetune.errors import AdapterError
 
 TRANSFORMER = "transformer"
+OFFICIAL_LAYOUTS = ("tencent",)
 # (prefix, layout, flattened names, part); the first that fits wins, the empty one last.
 PREFIXES = (
     ("base_model.model.", "peft", False, TRANSFORMER),
@@ -29,7 +30,6 @@ PREFIXES = (
     ("diffusion_model.", "comfy", False, TRANSFORMER),
     ("text_encoders.clip_l.transformer.", "comfy", False, "text_encoder"),
     ("text_encoders.clip_g.transformer.", "comfy", False, "text_encoder_2"),
-    ("text_encoders.hydit_clip.transformer.bert.", "comfy", False, "text_encoder"),
     ("text_encoder_3.", "diffusers", False, "text_encoder_3"),
     ("text_encoder_2.", "diffusers", False, "text_encoder_2"),
     ("text_encoder.", "diffusers", False, "text_encoder"),
@@ -143,13 +143,17 @@ def detect_layout(entries: Mapping[str, Entry], key_maps: Mapping[str, KeyMap], 
     layout = layouts[0] if len(layouts) == 1 else "mixed"
     widths = {entries[group["A"]].shape[1] for group in groups.values() if "A" in group and len(entries[group["A"]].shape) > 1}
     chosen, alternatives, places = _family(groups, flat_of, widths, key_maps, family, hint, where)
-    if layout == "peft" and chosen and _uses_dialect(places.values(), "blocks.{}.attn1.Wqkv"):
-        layout = "tencent"
+    if layout == "peft" and chosen:
+        layout = _official_layout(key_maps[chosen], places.values()) or layout
     return Detection(layout, chosen, alternatives, groups, places)
 
 
-def _uses_dialect(places: Iterable[Place | None], template: str) -> bool:
-    return any(place is not None and place.rule.foreign == template for place in places)
+def _official_layout(key_map: KeyMap, places: Iterable[Place | None]) -> str | None:
+    """The layout of a family's makers: a PEFT folder with the names of their own code."""
+    for layout, naming in key_map.layouts.items():
+        if layout in OFFICIAL_LAYOUTS and any(place is not None and place.rule in key_map.namings[naming] for place in places):
+            return layout
+    return None
 
 
 def _one_adapter(parsed: list[ParsedKey], where: str) -> None:

@@ -15,13 +15,6 @@ from finetune.adapters.tensor_files import Header, TensorFile
 from finetune.errors import AdapterError
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What other tools write about a model's family, and what it is called here; used to break ties only.
-FAMILY_HINTS = (
-    ("flux-1", "flux"), ("flux2", "flux2"), ("hunyuan-image-2", "hunyuan_image_2"), ("hunyuan_image", "hunyuan_image_2"),
-    ("stable-diffusion-3", "sd3"), ("sd3", "sd3"), ("qwen", "qwen_image"), ("z-image", "z_image"), ("zimage", "z_image"),
-    ("lumina-2", "lumina2"), ("lumina2", "lumina2"), ("hunyuanvideo", "hunyuan_video"), ("hunyuan_video", "hunyuan_video"),
-    ("chroma", "chroma"), ("hunyuan-dit", "hunyuan_dit"), ("hunyuandit", "hunyuan_dit"), ("flux", "flux"),
-)
 DROPPED_METADATA = ("modelspec.thumbnail", PEFT_KEY)
 
 
@@ -42,24 +35,25 @@ def locate(path: Path) -> Path:
     raise AdapterError(f"only a pickle file in this folder ({pickles[0]}), which is never read" if pickles else "no .safetensors file in this folder", where=str(path))
 
 
-def family_hint(metadata: Mapping[str, str]) -> str | None:
+def family_hint(metadata: Mapping[str, str], key_maps: Mapping[str, KeyMap]) -> str | None:
     """The family that a header claims, by our own provenance or other tools' conventions; never trusted alone."""
     try:
         own = json.loads(metadata.get(PROVENANCE_KEY, "{}"))
-        if isinstance(own, dict) and isinstance(own.get("family"), str):
-            return own["family"]
     except (ValueError, RecursionError):
-        pass
+        own = {}
+    said = own.get("family") if isinstance(own, dict) else None
+    if isinstance(said, str):
+        # A family of the registry may be a variant of the one that has the names: "<family>_dev".
+        known = sorted((name for name in key_maps if said == name or said.startswith(name + "_")), key=len)
+        return known[-1] if known else None
     claim = " ".join(metadata.get(key, "")[:200].lower() for key in ("modelspec.architecture", "ss_base_model_version"))
-    return next((family for mark, family in FAMILY_HINTS if mark in claim), None)
+    fitting = [(len(mark), name) for name, key_map in key_maps.items() for mark in key_map.hints if mark in claim]
+    return max(fitting)[1] if fitting else None
 
 
 def recognise(path: Path, header: Header, key_maps: Mapping[str, KeyMap], family: str | None = None) -> Detection:
     """Layout and family of a file from its header."""
-    hint = family_hint(header.metadata) or ""
-    # A family of the registry may be a variant (flux_dev) of the one that has the names (flux).
-    known = sorted((name for name in key_maps if hint == name or hint.startswith(name + "_")), key=len)
-    return detect_layout(header.entries, key_maps, str(path), family, known[-1] if known else None)
+    return detect_layout(header.entries, key_maps, str(path), family, family_hint(header.metadata, key_maps))
 
 
 def settings_of(path: Path, header: Header, part: str) -> ForeignSettings:

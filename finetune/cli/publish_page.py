@@ -42,11 +42,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Source:
-    """A run, or an adapter file alone."""
+    """A run, or an adapter file alone. tokens: the file of its thinking tokens, without which it is a different adapter."""
 
     adapter: AdapterFile
     run: RunFolder | None
     recipe: Recipe | None
+    tokens: bytes | None = None
 
 
 def read_source(path: Path) -> Source:
@@ -58,7 +59,7 @@ def read_source(path: Path) -> Source:
     run = RunFolder(path)
     if not path.is_dir() or not run.exists:
         adapter = read_adapter(path, KEY_MAPS)
-        return Source(adapter, None, None)
+        return Source(adapter, None, None, _tokens_beside(adapter, path))
     from finetune.recipe import load_recipe
 
     if not run.adapter_file.exists():
@@ -67,7 +68,20 @@ def read_source(path: Path) -> Source:
     verified = result.get("verified") or {}
     if not (verified.get("changed") and verified.get("placed") == verified.get("keys")):
         raise BadInput("the run's adapter was not proven to load", where=str(path), fix="resume the run: it ends with the proof")
-    return Source(read_adapter(run.adapter_file, KEY_MAPS), run, load_recipe(run.recipe))
+    adapter = read_adapter(run.adapter_file, KEY_MAPS)
+    return Source(adapter, run, load_recipe(run.recipe), _tokens_beside(adapter, run.adapter))
+
+
+def _tokens_beside(adapter: AdapterFile, path: Path) -> bytes | None:
+    """The thinking tokens that belong to the adapter, checked. Raises AdapterError when they are missing or others."""
+    from finetune.thinking.tokens import FILE_NAME, KEY, read_tokens, tokens_of
+
+    if not adapter.provenance.get(KEY):
+        return None
+    folder = path if path.is_dir() else path.parent
+    stream = read_tokens(folder).stream if (folder / FILE_NAME).exists() else None
+    tokens_of(adapter, folder, stream)
+    return (folder / FILE_NAME).read_bytes()
 
 
 def build_page(source: Source, repo: str, *, base_model: str | None, licence: str | None, licence_file: Path | None, title: str | None, fetch: bool) -> Page:
@@ -87,6 +101,8 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
     card = render_card(_card_facts(source, adapter, repo, base, family, plan, title, gallery, any(name == SHEET for name, _ in pictures)))
     files = [PublishedFile("README.md", card.encode()), PublishedFile(WEIGHTS, _weight_bytes(adapter))]
     files += [PublishedFile(name, content) for name, content in pictures]
+    if source.tokens is not None:
+        files.append(PublishedFile("thinking_tokens.safetensors", source.tokens))
     if source.recipe:
         files.append(PublishedFile("training_config.json", json.dumps(_clean_settings(source.recipe, base), ensure_ascii=False, indent=1, sort_keys=True).encode()))
     later: tuple[str, ...] = ()
@@ -115,10 +131,11 @@ def _base_of(source: Source, named: str | None) -> tuple[str, Path | None]:
 def terms_of(base: str, family: str) -> LicenceTerms | None:
     """The base's licence by its family's table; None where nothing is known."""
     from finetune.families import registry
-    from finetune.families.base_models import EMBEDDED, EMBEDDED_LICENCE
+    from finetune.families.base_models import EMBEDDED
+    from finetune.families.licences import APACHE
 
     if base == EMBEDDED:
-        return EMBEDDED_LICENCE
+        return APACHE
     return registry.family(family).facts.licence if family in registry.names() else None
 
 
@@ -128,7 +145,8 @@ def _clean(adapter: AdapterFile, base: str, family: str, plan: LicencePlan) -> A
 
     from finetune.adapters.adapter_file import PROVENANCE_KEY
 
-    kept = {key: value for key, value in adapter.provenance.items() if isinstance(value, str | int | float | list) and key not in ("base_model", "licence")}
+    kept = {key: value for key, value in adapter.provenance.items()
+            if (isinstance(value, str | int | float | list) or key == "thinking_tokens") and key not in ("base_model", "licence")}
     kept |= {"base_model": base, "family": family, "licence": plan.name if plan.identifier == "other" else plan.identifier}
     return replace(adapter, metadata={PROVENANCE_KEY: json.dumps(kept, sort_keys=True, ensure_ascii=False)})
 

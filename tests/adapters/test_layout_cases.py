@@ -19,7 +19,6 @@ QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 REFINER = "context_embedder.token_refiner.refiner_blocks.0."
 
-
 def under(block: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(block + name for name in names)
 

@@ -37,4 +37,5 @@ AURAFLOW = KeyMap(
     widths=(3072,),
     blocks={"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
     loads_with="pipeline",
+    hints=("auraflow", "aura-flow"),
 )

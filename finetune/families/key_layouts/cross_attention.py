@@ -36,6 +36,7 @@ SANA = KeyMap(
     widths=(2240, 1152),
     blocks={"transformer_blocks": 60},
     loads_with="pipeline",
+    hints=("sana",),
     call={"use_resolution_binning": False},
 )
 
@@ -55,5 +56,6 @@ PIXART_SIGMA = KeyMap(
     widths=(1152,),
     blocks={"transformer_blocks": 28},
     loads_with="peft",
+    hints=("pixart",),
     call={"use_resolution_binning": False},
 )

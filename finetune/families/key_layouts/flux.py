@@ -37,6 +37,7 @@ FLUX = KeyMap(
     widths=(3072,),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
     loads_with="pipeline",
+    hints=("flux-1", "flux_1", "flux1"),
 )
 
 CHROMA = KeyMap(
@@ -53,4 +54,5 @@ CHROMA = KeyMap(
     widths=(3072,),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
     loads_with="pipeline",
+    hints=("chroma",),
 )

@@ -32,4 +32,5 @@ FLUX2 = KeyMap(
     widths=(6144, 3072, 4096),
     blocks={"transformer_blocks": 8, "single_transformer_blocks": 48},
     loads_with="pipeline",
+    hints=("flux2", "flux-2"),
 )

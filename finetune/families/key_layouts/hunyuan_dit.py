@@ -38,5 +38,6 @@ HUNYUAN_DIT = KeyMap(
     widths=(1408,),
     blocks={"blocks": 40},
     loads_with="peft",
+    hints=("hunyuan-dit", "hunyuandit", "hydit"),
     call={"use_resolution_binning": False},
 )

@@ -56,4 +56,5 @@ HUNYUAN_IMAGE_2 = KeyMap(
     widths=(3584,),
     blocks={"transformer_blocks": 20, "single_transformer_blocks": 40},
     loads_with="transformer",
+    hints=("hunyuan-image-2", "hunyuan_image_2"),
 )

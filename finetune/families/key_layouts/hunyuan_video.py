@@ -46,6 +46,7 @@ HUNYUAN_VIDEO = KeyMap(
     widths=(3072,),
     blocks={"transformer_blocks": 20, "single_transformer_blocks": 40},
     loads_with="pipeline",
+    hints=("hunyuan-video", "hunyuan_video", "hunyuanvideo"),
 )
 
 

@@ -13,6 +13,7 @@ QWEN_IMAGE = KeyMap(
     widths=(3072,),
     blocks={"transformer_blocks": 60},
     loads_with="pipeline",
+    hints=("qwen",),
 )
 
 SWIGLU = ("w1", "w2", "w3")
@@ -30,6 +31,7 @@ HIDREAM = KeyMap(
     widths=(2560,),
     blocks={"double_stream_blocks": 16, "single_stream_blocks": 32},
     loads_with="pipeline",
+    hints=("hidream",),
 )
 
 COGVIEW4 = KeyMap(
@@ -40,4 +42,5 @@ COGVIEW4 = KeyMap(
     widths=(4096, 2560),
     blocks={"transformer_blocks": 32},
     loads_with="pipeline",
+    hints=("cogview4",),
 )

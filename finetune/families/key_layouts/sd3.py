@@ -38,4 +38,5 @@ SD3 = KeyMap(
     widths=(1536, 2432),
     blocks={"transformer_blocks": 38},
     loads_with="pipeline",
+    hints=("stable-diffusion-3", "stable-diffusion-v3", "sd3"),
 )

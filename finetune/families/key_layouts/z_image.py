@@ -31,6 +31,7 @@ Z_IMAGE = KeyMap(
     widths=(3840,),
     blocks={"layers": 30, "noise_refiner": 2, "context_refiner": 2},
     loads_with="pipeline",
+    hints=("z-image", "zimage", "z_image"),
 )
 
 
@@ -60,4 +61,5 @@ LUMINA2 = KeyMap(
     widths=(2304,),
     blocks={"layers": 26, "noise_refiner": 2, "context_refiner": 2},
     loads_with="pipeline",
+    hints=("lumina-2", "lumina2"),
 )
