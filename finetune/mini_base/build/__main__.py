@@ -51,9 +51,10 @@ def run_all(packages: Path, work: Path, out: Path) -> None:
         return subprocess.Popen(command)
 
     for group in (("prepare",), ("transformer", "decoder"), ("assemble",)):
-        running = [start(stage) for stage in group]
-        if any([process.wait() for process in running]):
-            raise SystemExit(f"stage {' / '.join(group)} failed")
+        running = {stage: start(stage) for stage in group}
+        failed = [f"stage {stage} ended with {process.wait()}" for stage, process in running.items() if process.wait()]
+        if failed:
+            raise SystemExit("; ".join(failed))    # a negative number is the signal that ended it
 
 
 def main(arguments: list[str] | None = None) -> None:
