@@ -20,6 +20,7 @@ from data_tools.atomic_files import whole_file
 from data_tools.progress import Progress
 from finetune import randomness
 from finetune.errors import BadInput
+from finetune.families.image_encoding import tiled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,8 +131,9 @@ def _draw_batch(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRe
         inputs["callback_on_step_end"] = after
     # Samplers that draw noise on the way get one generator a picture, for the same independence.
     generators = [randomness.generator(r.seed, "sampler noise") for r in requests]
-    output = pipeline(height=first.height, width=first.width, num_inference_steps=first.steps, generator=generators,
-                      output_type=output_type, **inputs)
+    with tiled(pipeline.vae, first.height, first.width):
+        output = pipeline(height=first.height, width=first.width, num_inference_steps=first.steps, generator=generators,
+                          output_type=output_type, **inputs)
     pictures = getattr(output, "images", None)
     if pictures is None:
         pictures = [frames[0] for frames in output.frames]

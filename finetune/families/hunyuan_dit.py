@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetune.families import hunyuan_dit_forward
 from finetune.families.checkpointing import checkpoint_blocks
+from finetune.families.image_encoding import kl_latents
 from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import (
@@ -73,10 +74,7 @@ class HunyuanDiT:
 
     @torch.no_grad()
     def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
-        vae = pipeline.vae
-        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return LatentDistribution(latents.mean.float() * scale, latents.std.float() * scale)
+        return kl_latents(pipeline.vae, pixels)
 
     @torch.no_grad()
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,29 @@ from torch import Tensor
 from finetune.families.protocol import LatentDistribution
 
 
+TILED_ABOVE = 1536 * 1536
+
+
+@contextmanager
+def tiled(vae: Any, height: int, width: int) -> Iterator[None]:
+    """Within the block, pictures above `TILED_ABOVE` pixels are encoded and decoded in overlapping tiles.
+
+    An autoencoder's memory grows with the picture and would exceed the transformer's; the seams are blended by the library.
+    """
+    wanted = height * width > TILED_ABOVE and hasattr(vae, "enable_tiling") and not getattr(vae, "use_tiling", False)
+    if wanted:
+        vae.enable_tiling()
+    try:
+        yield
+    finally:
+        if wanted:
+            vae.disable_tiling()
+
+
 def kl_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
     """`AutoencoderKL`: (z - shift_factor) * scaling_factor, both from the autoencoder's own configuration."""
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    with tiled(vae, *pixels.shape[-2:]):
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     return LatentDistribution((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from finetune import sampling
 from finetune.errors import BadInput
+from finetune.families import image_encoding
 from finetune.families.hunyuan_dit import FAMILY
 from finetune.sampling import PictureRequest
 from tests.tiny_models import hunyuan_dit as tiny
@@ -98,3 +99,16 @@ def test_a_saved_picture_carries_its_settings_in_any_script(tmp_path):
     assert sampling.read_settings(tmp_path / "deep" / "a.png") == settings
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert sampling.read_settings(tmp_path / "plain.png") == {}
+
+
+def test_large_pictures_are_decoded_and_encoded_in_tiles(pipeline, encoded, monkeypatch):
+    whole = sampling.draw(FAMILY, pipeline, [request()], encoded, output_type="pt")[0]
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    monkeypatch.setattr(image_encoding, "TILED_ABOVE", 32 * 32)
+    used = []
+    monkeypatch.setattr(pipeline.vae, "tiled_decode", lambda *a, _plain=pipeline.vae.tiled_decode, **k: used.append("decode") or _plain(*a, **k))
+    monkeypatch.setattr(pipeline.vae, "_tiled_encode", lambda *a, _plain=pipeline.vae._tiled_encode, **k: used.append("encode") or _plain(*a, **k))
+    tiles = sampling.draw(FAMILY, pipeline, [request()], encoded, output_type="pt")[0]
+    assert FAMILY.encode_images(pipeline, pixels).mean.shape == (1, 4, 8, 8)
+    assert used == ["decode", "encode"] and tiles.shape == whole.shape
+    assert not pipeline.vae.use_tiling
