@@ -75,7 +75,7 @@ class AdapterSettings(Section):
     kind: Literal["lora"] = setting("lora", "Kind of adapter.")
     rank: int = setting(16, "Rank of the two LoRA matrices; more holds more and needs more memory.", "dimensions", ge=1, le=1024)
     alpha: float | None = setting(None, "LoRA scale is alpha / rank. Left out: alpha = rank, a scale of 1.", "", gt=0, le=4096)
-    targets: Name = setting("attention", "Which modules get LoRA: a preset of the family, or a regular expression over whole module names.")
+    targets: Name = setting("attention", "Which modules get LoRA: a preset of the family, the same for a range of blocks such as attention[20-39], or a regular expression over whole module names.")
     dropout: float = setting(0.0, "Share of the LoRA input dropped while training.", "share", ge=0, lt=1)
     thinking_tokens: int = setting(0, "Learned vectors among the text states, trained with the LoRA; their effect is small, and they must travel with it.", "tokens", ge=0, le=64)
 

@@ -145,11 +145,12 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.attach import attach, bake
     from finetune.adapters.lora import inject_lora, lora_parameters
+    from finetune.families.targets import resolve_targets
 
     if settings.start:
         attach(loaded.transformer, read_adapter(Path(settings.start)), "start")
         bake(loaded.transformer)
-    targets = loaded.family.facts.targets.get(settings.targets, settings.targets)
+    targets = resolve_targets(loaded.family.facts, settings.targets)
     inject_lora(loaded.transformer, targets, settings.rank, seed=settings.seed)
     loaded.family.prepare(loaded.transformer, 0)
     # Dropout would make the same transition improbable the second time it is looked at.
