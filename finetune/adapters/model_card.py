@@ -138,7 +138,8 @@ def _usage(facts: CardFacts) -> str:
         "transformer": "The pipeline has no loader for adapters, its transformer has.",
         "peft": "diffusers has no LoRA loader for this pipeline; with peft it takes ten lines.",
     }[facts.snippet.loader]
-    return (f"## Use it\n\n{how} Nothing of Brushwork is needed:\n\n```python\n{loading_snippet(facts.snippet)}```\n\n"
+    where = "" if facts.base else " The base is a folder in a clone of Brushwork's repository."
+    return (f"## Use it\n\n{how} Nothing of Brushwork is needed.{where}\n\n```python\n{loading_snippet(facts.snippet)}```\n\n"
             f"With Brushwork: `brushwork generate --adapter {facts.snippet.file} --prompt \"...\"`.")
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.errors import BadInput
 from finetune.cli.output import Json, Quiet, emit, progress_for
+
+if TYPE_CHECKING:
+    from finetune.adapters.publish import PublishedFile
 
 
 def register(app: typer.Typer) -> None:
@@ -17,8 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def publish(
     source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run folder, or an adapter file.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub.")],
+    repo: Annotated[str | None, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; left out: the one that the run's recipe names.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the files and the card; touch no network.")] = False,
+    folder: Annotated[Path | None, typer.Option("--folder", metavar="FOLDER", help="Write the page into this folder instead of uploading it; must be empty or new.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees it; private unless the recipe or this says otherwise.")] = None,
     base_model: Annotated[str | None, typer.Option("--base-model", metavar="OWNER/NAME", help="The base on the Hub, where the run used a local folder.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the adapter, where the base's leaves a choice.")] = None,
@@ -32,6 +37,9 @@ def publish(
     from finetune.cli.publish_page import build_page, read_source
 
     found = read_source(source)
+    repo = repo or (found.recipe.publish.repo if found.recipe else None)
+    if repo is None:
+        raise BadInput("the repository is not named", where="REPO", fix="add OWNER/NAME, or set publish.repo in the recipe")
     page = build_page(found, repo, base_model=base_model, licence=licence, licence_file=licence_file, title=title, fetch=not dry_run)
     stays_private = private if private is not None else found.recipe.publish.private if found.recipe else True
     check_files(page.files, repo)
@@ -42,12 +50,26 @@ def publish(
         lines = [f"{repo}  ({'private' if stays_private else 'public'}, nothing is uploaded)", *_tree(listing), *(f"  {name}" for name in page.later), "", card.rstrip()]
         emit({**data, "dry_run": True, "card": card}, lines, json=json)
         return
+    if folder is not None:
+        written = _write_folder(folder, page.files)
+        emit({**data, "folder": folder}, [f"{folder}  ({written} files; nothing was uploaded)"], json=json)
+        return
     progress = progress_for(quiet)
     if page.licence.territory:
         progress.say(f"note: the base's licence does not apply in: {page.licence.territory}; the card says so")
     done = upload(page.files, repo, private=stays_private, message="Publish the adapter with its card, gallery and licence", progress=progress)
     what = f"{len(done.sent)} files in commit {done.commit[:12]}" if done.sent else "everything was there already"
     emit({**data, "url": done.url, "commit": done.commit, "sent": list(done.sent), "private": done.private}, [f"{done.url}  ({'private' if done.private else 'public'}; {what})"], json=json)
+
+
+def _write_folder(folder: Path, files: list[PublishedFile]) -> int:
+    from data_tools.atomic_files import write_bytes
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput("is not empty", where=f"--folder {folder}", fix="choose another folder")
+    for file in files:
+        write_bytes(folder / file.name, file.content)
+    return len(files)
 
 
 def _tree(listing: list[dict[str, object]]) -> list[str]:

@@ -158,3 +158,20 @@ def test_a_file_alone_can_be_published(run_folder, hub, brushwork, licence_file,
     (tmp_path / "again.safetensors").write_bytes(hub.files["pytorch_lora_weights.safetensors"])
     published = read_adapter(tmp_path / "again.safetensors")
     assert all(published.tensors[key].equal(value) for key, value in trained_adapter().tensors.items())
+
+
+def test_the_page_can_be_written_into_a_folder_instead(run_folder, hub, brushwork, licence_file, tmp_path):
+    code, out, _ = brushwork("publish", str(run_folder.path), "me/style", "--folder", str(tmp_path / "page"), "--licence-file", licence_file, "--json")
+    assert code == 0 and hub.log == []
+    found = {str(path.relative_to(tmp_path / "page")) for path in (tmp_path / "page").rglob("*") if path.is_file()}
+    assert found == {file["name"] for file in json.loads(out)["files"]}
+    code, out, _ = brushwork("publish", str(run_folder.path), "me/style", "--folder", str(tmp_path / "page"), "--licence-file", licence_file, "--json")
+    assert code == 2 and "not empty" in json.loads(out)["error"]["what"]
+
+
+def test_the_repository_of_the_recipe_is_taken_when_none_is_named(run_folder, hub, brushwork):
+    code, out, _ = brushwork("publish", str(run_folder.path), "--dry-run", "--json")
+    assert code == 2 and "not named" in json.loads(out)["error"]["what"]
+    run_folder.recipe.write_text(run_folder.recipe.read_text().replace("[publish]", '[publish]\nrepo = "me/from-recipe"'))
+    code, out, _ = brushwork("publish", str(run_folder.path), "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["repo"] == "me/from-recipe"
