@@ -73,7 +73,7 @@ def condition(embedder: nn.Module, timestep: Tensor, states: Tensor, meta_size: 
 
 def padding_rows_equal(padding: Tensor) -> bool:
     """Whether all rows of `text_embedding_padding` are the same to the last bit (true for the embedded model)."""
-    return bool((padding == padding[:1]).all())
+    return not padding.is_meta and bool((padding == padding[:1]).all())
 
 
 def full_text(model: nn.Module, clip: Tensor, clip_mask: Tensor, t5: Tensor, t5_mask: Tensor) -> tuple[Tensor, None]:

@@ -46,6 +46,7 @@ class Prepared:
     reasons: dict[str, str]
     hold: Hold
     cache_folder: Path
+    checkpointed_blocks: int = 0
 
     def load_base(self, progress: Progress) -> Any:
         """A fresh pipeline with transformer and VAE on the device, without an adapter."""
@@ -55,10 +56,13 @@ class Prepared:
 
 def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(recipe.training.precision, device)
     mixed = "no" if precision.name == "fp32" else precision.name
+    # The library keeps one state a process; an earlier run in this process may have had another precision.
+    AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu"), precision
 
 

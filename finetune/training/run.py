@@ -24,6 +24,7 @@ from finetune.training.loop import TrainingJob, training_loop
 from finetune.training.loss_watch import LossWatch
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.optimizers import build_optimizer, choose_optimizer
+from finetune.training.plan_run import record_truth, settle
 from finetune.training.preparation import Prepared, make_accelerator, prepare
 from finetune.training.proof import Proof, prove_adapter, reference_prediction
 from finetune.training.report import write_report
@@ -81,7 +82,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
     try:
         if accelerator.is_main_process and run.exists and not resume:
             raise RunFolderError("holds a run already", where=str(out), fix="go on with --resume, or choose another folder with --out")
-        prepared = prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress)
+        prepared = settle(prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress), progress)
         with stop_on_signals() as stop:
             reference, resumed_from, steps = _train_adapter(prepared, resume, stop, progress, watch_samples)
         # The trained model is gone here: what follows must prove itself from the file alone.
@@ -95,14 +96,14 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
 def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     """The family's pipeline with transformer and VAE (for sample pictures) on the device, LoRA injected."""
     from finetune.adapters.lora import inject_lora
+    from finetune.families.targets import resolve_targets
 
     recipe, family = prepared.recipe, prepared.base.family
     pipeline = prepared.load_base(progress)
-    targets = family.facts.targets.get(recipe.adapter.targets, recipe.adapter.targets)
+    targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_lora(pipeline.transformer, targets, recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout, seed=recipe.training.seed)
     pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
-    blocks = recipe.training.checkpointed_blocks
-    family.prepare(pipeline.transformer, 0 if blocks == "auto" else blocks)
+    family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
     return pipeline
 
 
@@ -183,5 +184,6 @@ def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | Non
         "steps": result.steps, "resumed_from": resumed_from, "seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes,
         "verified": asdict(proof.verified), "reasons": prepared.reasons,
     })
+    record_truth(run, result.peak_memory_bytes)
     write_report(run)
     return result

@@ -1,0 +1,52 @@
+"""`brushwork plan`: time and memory before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli.output import Json, Quiet, emit, progress_for
+from finetune.cli.run_arguments import Base, Changes, RecipeName, Target, Trigger, wanted_recipe
+
+if TYPE_CHECKING:
+    from finetune.training.plan import Plan
+
+GIB = 2**30
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("plan")(plan)
+
+
+def plan(
+    target: Target,
+    base: Base = None, recipe: RecipeName = None, trigger: Trigger = None, changes: Changes = None,
+    fit: Annotated[str | None, typer.Option("--fit", metavar="SIZE", help="Choose settings that fit into this much memory, for example 12GB.")] = None,
+    json: Json = False, quiet: Quiet = False,
+) -> None:
+    """What a run will need: memory by part, time a step, disk. No weights are loaded."""
+    wanted = wanted_recipe(target, base, recipe, trigger, changes, needs_pictures=False)
+    progress = progress_for(quiet)
+    for note in wanted.notes:
+        progress.say(note)
+
+    from finetune.training.plan import plan as make_plan
+
+    made = make_plan(wanted.recipe, fit=fit, progress=progress)
+    emit(made.as_json(), _lines(made), json=json)
+
+
+def _lines(made: Plan) -> list[str]:
+    width = max(map(len, made.memory_bytes))
+    lines = [
+        f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
+        f"memory: {made.memory_bytes['peak'] / GIB:.2f} of {made.budget_bytes / GIB:.2f} GiB: {'fits' if made.fits else 'DOES NOT FIT'}",
+        *(f"  {name:{width}}  {size / GIB:6.2f} GiB" for name, size in made.memory_bytes.items() if name != "peak"),
+        f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
+        f"disk: {sum(made.disk_bytes.values()) / GIB:.2f} GiB ({', '.join(f'{name} {size / GIB:.2f}' for name, size in made.disk_bytes.items())})",
+    ]
+    for saving in made.savings:
+        lines.append(f"changed to fit: {saving.setting} = {saving.value} saves {saving.saves_bytes / GIB:.2f} GiB; costs {saving.costs}")
+    return lines + [f"note: {note}" for note in made.notes]

@@ -1,0 +1,233 @@
+"""What a run will need, before anything is loaded: memory by part, work and time of a step, disk. And the truth beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.atomic_files import write_text
+from data_tools.progress import Progress
+from finetune.errors import BadInput
+from finetune.families.example_text import conditioning_bytes
+from finetune.families.targets import resolve_targets
+from finetune.recipe import Recipe
+from finetune.training import plan_model, plan_phases
+from finetune.training.optimizers import choose_optimizer
+from finetune.training.placement import Hold, choose_hold
+from finetune.training.precision import choose_base_dtype, choose_precision
+
+# Bytes of optimizer state for one trainable number.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adafactor": 0.1, "lion8bit": 1.05}
+# Freed memory that the allocator keeps between the parts of a step, as a share of the activations.
+FRAGMENTS = 0.08
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One setting that was changed to fit, what it saves and what it costs."""
+
+    setting: str
+    value: Any
+    saves_bytes: int
+    costs: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """memory_bytes: by part, `peak` is the largest of the phases.  settings: what the run will use where a recipe says "auto".
+    budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know."""
+
+    device: str
+    parameters: int
+    trainable: int
+    memory_bytes: dict[str, int]
+    phases_bytes: dict[str, int]
+    budget_bytes: int
+    flops_per_step: float
+    seconds_per_step: float
+    disk_bytes: dict[str, int]
+    settings: dict[str, Any]
+    savings: list[Saving] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_bytes["peak"] <= self.budget_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; the keys that `brushwork plan --json` prints and `plan.json` holds."""
+        return {"fits": self.fits} | {key: value for key, value in vars(self).items() if key != "savings"} | {"savings": [vars(saving) for saving in self.savings]}
+
+
+def size_in_bytes(text: str) -> int:
+    """"12GB", "512 MiB", "1.5e9" -> bytes; GB is 2^30, as cards are labelled. Raises BadInput."""
+    units = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
+    body = text.strip().lower().replace("ib", "b")
+    digits = body.rstrip("bkmgt ")
+    try:
+        size = int(float(digits) * units[body[len(digits):].strip()])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise BadInput(f"{text!r} is not an amount of memory", where="--fit", fix="write it like 12GB or 800MB")
+    return size
+
+
+@dataclass
+class Ground:
+    """What does not change while settings are tried: base, sizes, traced costs by batch size."""
+
+    recipe: Recipe
+    base: Any
+    device: torch.device
+    sizes: list[tuple[int, int]]
+    pictures: int
+    captions: int
+    surroundings: plan_phases.Surroundings
+    model: torch.nn.Module
+    config: dict[str, Any]
+    costs: dict[int, plan_model.StepCost] = field(default_factory=dict)
+    rate: float | None = None
+
+    def cost(self, recipe: Recipe, compute_bytes: float) -> plan_model.StepCost:
+        batch = recipe.training.batch_size
+        if batch not in self.costs:
+            largest = max(self.sizes, key=lambda size: size[0] * size[1])
+            targets = resolve_targets(self.base.family.facts, recipe.adapter.targets)
+            self.costs[batch] = plan_model.step_cost(self.base.family, self.config["_class_name"], self.config, targets, recipe.adapter.rank, batch,
+                                                     largest, compute_bytes)
+        return self.costs[batch]
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a run could take now: free on the GPU, or what this process has and could still get."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
+def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None) -> Ground:
+    """Read configurations, picture sizes and the libraries' own size. training_set: where it is known already."""
+    from finetune.families.base_models import locate_base
+
+    base = locate_base(recipe.base.model, recipe.base.revision, parts=())
+    facts = base.family.facts
+    if training_set is None and recipe.data.folder is not None:
+        from finetune.training.training_set import build_training_set
+
+        training_set = build_training_set(recipe, facts, progress or Progress())
+    if training_set is None:
+        edge = (recipe.data.resolution or facts.resolution) // facts.size_multiple * facts.size_multiple or facts.size_multiple
+        sizes, pictures, captions = [(edge, edge)], 0, 0
+    else:
+        buckets = {picture.placement.bucket for picture in training_set.pictures}
+        sizes = sorted((bucket.height, bucket.width) for bucket in buckets)
+        pictures, captions = len(training_set.pictures), len(set(training_set.captions.every_caption()))
+    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = plan_model.build_on_meta(config["_class_name"], config)
+    return Ground(recipe, base, device, sizes, pictures, captions, plan_phases.surroundings(base, sizes, device), model, config)
+
+
+def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
+    """The plan for these settings. encoded: everything is in the cache, so that no encoder will be loaded."""
+    facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
+    compute_bytes = float(torch.finfo(hold.compute).bits // 8)
+    cost = ground.cost(recipe, compute_bytes)
+    trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), recipe.adapter.rank)
+    optimizer = choose_optimizer(recipe.training.optimizer, device).name
+    weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes)
+    activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS)
+    workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
+    parts = {
+        "libraries": around.library_bytes, "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
+        "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
+    }
+    text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
+    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
+    proof = plan_phases.proof_bytes(ground.model, facts, hold, recipe, around)
+    phases["proof"] = around.library_bytes + weights + around.vae_parameters * compute_bytes + proof
+    memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
+    work = cost.work(checkpointed) * recipe.training.accumulation
+    if ground.rate is None:
+        ground.rate = plan_phases.product_rate(ground.sizes, recipe.training.batch_size, ground.base.family.shape(ground.config), device, hold.compute)
+    seconds = work / (ground.rate * plan_phases.EFFICIENCY) + recipe.training.accumulation * cost.operations * plan_phases.OPERATION_SECONDS
+    notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
+    if device.type == "cuda":
+        notes.append("memory of the GPU, without its driver's own; not measured")
+    return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
+                {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
+                {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
+                 "accumulation": recipe.training.accumulation, "optimizer": optimizer, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
+                notes=notes)
+
+
+def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: Hold) -> dict[str, int]:
+    """Bytes that the run will add to the cache and to its folder."""
+    shape = ground.base.family.shape(ground.config)
+    largest = max(height * width for height, width in ground.sizes)
+    latents = 2 * 4 * shape.latent_channels * largest / shape.latent_factor**2
+    captions = max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config)
+    checkpoint = trainable * (4 + 4 + OPTIMIZER_BYTES[optimizer])
+    found = {"cache": ground.pictures * latents + captions, "checkpoints": checkpoint * recipe.training.keep_checkpoints, "adapter": trainable * 4,
+             "quantised_base": plan_model.weight_bytes(ground.model, ground.base.family.facts, hold.name, 0, 0) if hold.name in ("int8", "nf4") else 0}
+    return {name: int(size) for name, size in found.items()} | {"total": int(sum(found.values()))}
+
+
+def fewest_checkpoints(ground: Ground, recipe: Recipe, hold: Hold, budget: int, encoded: bool = False) -> Plan:
+    """The plan with as few checkpointed blocks as fit, or with all when none is few enough; a number in the recipe is kept."""
+    wanted = recipe.training.checkpointed_blocks
+    if wanted != "auto":
+        return estimate(ground, recipe, hold, wanted, budget, encoded)
+    low, high = 0, estimate(ground, recipe, hold, 0, budget, encoded).settings["blocks"]
+    while low < high:
+        middle = (low + high) // 2
+        if estimate(ground, recipe, hold, middle, budget, encoded).fits:
+            high = middle
+        else:
+            low = middle + 1
+    return estimate(ground, recipe, hold, low, budget, encoded)
+
+
+def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
+    precision = choose_precision(recipe.training.precision, device)
+    return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
+
+
+def plan(recipe: Recipe, *, fit: str | int | None = None, progress: Progress | None = None) -> Plan:
+    """What this recipe needs on this machine. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
+
+    Raises BaseModelError, DataError, AdapterError and BadInput as training would.
+    """
+    from finetune.training.plan_fit import fitted
+
+    ground = survey(recipe, progress=progress)
+    if fit is not None:
+        return fitted(ground, recipe, size_in_bytes(fit) if isinstance(fit, str) else fit)
+    return fewest_checkpoints(ground, recipe, resolved_hold(recipe, ground.device), available_bytes(ground.device))
+
+
+def write_plan(path: Path, made: Plan) -> None:
+    """plan.json before the first step."""
+    write_text(path, json.dumps({"estimate": made.as_json(), "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}, ensure_ascii=False, indent=1))
+
+
+def write_truth(path: Path, peak_memory_bytes: int, seconds_per_step: float | None, run_folder: Path) -> None:
+    """What really was, beside the estimate."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    disk = sum(os.path.getsize(file) for file in run_folder.rglob("*") if file.is_file())
+    content["truth"] = {"peak_memory_bytes": peak_memory_bytes, "seconds_per_step": seconds_per_step, "run_folder_bytes": disk}
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def with_savings(made: Plan, savings: list[Saving]) -> Plan:
+    return replace(made, savings=savings)

@@ -1,0 +1,147 @@
+"""What surrounds the steps: the libraries' own size, encoding, drawing samples, the proof; and this machine's speed."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.families.loading import component_class, component_slots, part_of, read_model_index
+from finetune.families.targets import resolve_targets
+from finetune.recipe import Recipe
+from finetune.training.placement import QUANTISED, Hold
+from finetune.training.plan_tracing import trace
+
+if TYPE_CHECKING:
+    from finetune.families.base_models import BaseModel
+
+META = torch.device("meta")
+# Of the speed of plain products, what a whole step reaches; measured on full-size models (docs/performance.md).
+EFFICIENCY = 0.8
+# Seconds that one call into the tensor library costs on top of its arithmetic.
+OPERATION_SECONDS = 6e-6
+PROBE_SECONDS = 0.3
+# Convolutions rearrange their inputs on the way.
+CONVOLUTION_WORKSPACE = 1.25
+FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """library_bytes: of this process with everything imported that a run imports (0 on a GPU).  file_bytes: of a number in the
+    transformer's file.  text_parameters, vae_parameters: counts.  encode_bytes, decode_bytes: activations of the autoencoder."""
+
+    library_bytes: int
+    file_bytes: float
+    text_parameters: int
+    vae_parameters: int
+    encode_bytes: float
+    decode_bytes: float
+
+    def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
+        """Peak of every phase but training and proof. loaded_bytes: transformer with adapter."""
+        found = {"drawing samples": self.library_bytes + loaded_bytes + self.vae_parameters * compute_bytes + self.decode_bytes * compute_bytes / 4}
+        if not encoded:
+            found["encoding captions"] = self.library_bytes + self.text_parameters * text_bytes
+            found["encoding pictures"] = self.library_bytes + self.vae_parameters * 4 + self.encode_bytes
+        return found
+
+
+def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device) -> Surroundings:
+    """Read from configurations; the components are built without memory."""
+    index = read_model_index(base.folder)
+    text, vae = 0, None
+    for slot, (library, name) in component_slots(index).items():
+        if part_of(slot) == "text" and slot.startswith("text_encoder"):
+            text += _count_text(base.folder / slot, component_class(library, name, base.folder))
+        elif part_of(slot) == "vae":
+            vae = _autoencoder(base.folder / slot, component_class(library, name, base.folder))
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    encode, decode = _autoencoder_bytes(vae, base, largest)
+    return Surroundings(_library_bytes() if device.type == "cpu" else 0, _file_bytes(base.folder / "transformer"), text,
+                        sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode)
+
+
+def _count_text(folder: Path, component: type) -> int:
+    from accelerate import init_empty_weights
+
+    config = component.config_class.from_pretrained(folder)
+    with init_empty_weights(include_buffers=True):
+        return sum(parameter.numel() for parameter in component(config).parameters())
+
+
+def _autoencoder(folder: Path, component: type) -> Any:
+    from accelerate import init_empty_weights
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with init_empty_weights(include_buffers=True):
+        return component.from_config(config).requires_grad_(False)
+
+
+def _autoencoder_bytes(vae: Any, base: BaseModel, size: tuple[int, int]) -> tuple[float, float]:
+    """Activations of encoding and of decoding one picture; an autoencoder that cannot be traced counts by its widest layer."""
+    if vae is None:
+        return 0.0, 0.0
+    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    shape = base.family.shape(config)
+    pixels = torch.empty(1, 3, *size, device=META)
+    weights = [*vae.parameters(), *vae.buffers()]
+    try:
+        latents = torch.empty(1, vae.config.latent_channels, size[0] // shape.latent_factor, size[1] // shape.latent_factor, device=META)
+        with torch.no_grad():
+            encode = trace(lambda: vae.encode(pixels), weights).peak_bytes
+            decode = trace(lambda: vae.decode(latents), weights).peak_bytes
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError):
+        encode = decode = 3 * 128 * size[0] * size[1] * 4
+    return encode * CONVOLUTION_WORKSPACE, decode * CONVOLUTION_WORKSPACE
+
+
+def _file_bytes(folder: Path) -> float:
+    """Bytes of a number in the weights' file; two where no file is here yet."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as content:
+            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        sizes = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        largest = max(sizes.values(), key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
+        return FILE_DTYPES.get(largest["dtype"], 2.0)
+    return 2.0
+
+
+def _library_bytes() -> int:
+    """What this process weighs now that the run's libraries are imported."""
+    import peft  # noqa: F401  (imported for its weight)
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def proof_bytes(model: torch.nn.Module, facts: Any, hold: Hold, recipe: Recipe, around: Surroundings) -> float:
+    """Baking for the proof keeps a copy of every layer that carries the adapter; quantised bases are not baked."""
+    from finetune.adapters.lora import match_targets, weight_shapes
+
+    if hold.name in QUANTISED:
+        return 0.0
+    size = around.file_bytes if hold.storage is None else float(torch.finfo(hold.storage).bits // 8)
+    shapes = weight_shapes(model)
+    return sum(torch.Size(shapes[name]).numel() for name in match_targets(model, resolve_targets(facts, recipe.adapter.targets))) * size
+
+
+def product_rate(sizes: list[tuple[int, int]], batch: int, shape: Any, device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of this machine now, in products of the model's own size."""
+    tokens = max(int(batch * max(height * width for height, width in sizes) * shape.tokens_per_pixel), 256)
+    left = torch.ones(min(tokens, 4096), shape.hidden_size, dtype=dtype, device=device)
+    right = torch.ones(shape.hidden_size, shape.feed_forward_size, dtype=dtype, device=device)
+    left @ right
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < PROBE_SECONDS:
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        # The best of them: a slow one was interrupted by something else.
+        best = min(best, time.perf_counter() - start)
+    return 2 * left.shape[0] * left.shape[1] * right.shape[1] / best
