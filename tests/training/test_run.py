@@ -335,11 +335,12 @@ train(small_recipe(sys.argv[1], Path(sys.argv[2]), training__accumulation=int(sy
 """
 
 
+# Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever --num_processes says.
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(tiny_base, pictures, encodings_folder, tmp_path):
     program = tmp_path / "launched.py"
     program.write_text(LAUNCHED)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--cpu", "--mixed_precision", "no", "--dynamo_backend", "no",
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               str(program), str(tiny_base), str(pictures), str(tmp_path / "two"), str(encodings_folder), "1"]
     finished = subprocess.run(launch, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
