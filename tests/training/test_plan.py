@@ -1,0 +1,171 @@
+"""The plan: estimates from configurations alone, settings that fit, and the truth beside the estimate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.errors import BadInput
+from finetune.families.base_models import locate_base
+from finetune.families.registry import family
+from finetune.training.plan import Plan, estimate, fewest_checkpoints, plan, resolved_hold, size_in_bytes, survey
+from finetune.training.plan_fit import fitted
+from finetune.training.plan_model import StepCost, adapter_parameters, build_on_meta, step_cost
+from finetune.training.plan_tracing import trace
+from finetune.training.placement import Hold
+from tests.training.small_job import small_recipe
+
+META = torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def ground(tiny_base, pictures, tmp_path_factory):
+    import os
+
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("scan"))
+    recipe = small_recipe(tiny_base, pictures, training__optimizer="auto")
+    return survey(recipe), recipe
+
+
+def test_a_trace_counts_products_and_the_most_memory_alive_at_once():
+    left, right = torch.empty(32, 64, device=META), torch.empty(64, 16, device=META)
+    counted = trace(lambda: (left @ right).relu(), [left, right])
+    assert counted.flops == 2 * 32 * 64 * 16
+    assert counted.peak_bytes == 2 * 32 * 16 * 4
+
+
+def test_attention_is_counted_without_the_matrix_of_scores():
+    query = torch.empty(1, 2, 512, 8, device=META, requires_grad=True)
+    counted = trace(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward(), [query])
+    assert counted.flops == 6 * 2 * 512 * 512 * 8 * 2
+    assert counted.peak_bytes < 512 * 512 * 4
+
+
+def test_the_step_of_a_frozen_base_costs_at_most_twice_its_forward_pass():
+    """Counted on the full-size HunyuanDiT's width: a base gradient that somebody lets through costs a third more."""
+    from finetune.adapters.lora import inject_lora
+    from finetune.families.example_text import example_conditioning
+    from finetune.families.protocol import PictureGeometry
+    from finetune.objectives import NoiseLevel
+
+    config = {"_class_name": "HunyuanDiT2DModel", "num_attention_heads": 16, "attention_head_dim": 88, "hidden_size": 1408, "num_layers": 4, "in_channels": 4,
+              "patch_size": 2, "sample_size": 128, "mlp_ratio": 4.3637, "cross_attention_dim": 1024, "cross_attention_dim_t5": 2048, "pooled_projection_dim": 1024,
+              "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
+    dit = family("hunyuan_dit")
+    model = build_on_meta("HunyuanDiT2DModel", config)
+    inject_lora(model, dit.facts.targets["attention"], 16, seed=0)
+    model.to(META)
+    dit.prepare(model, 0)
+    noisy = torch.empty(1, 4, 32, 32, device=META)
+    arguments = (model, noisy, NoiseLevel(torch.tensor([0.5]), torch.tensor([500.0])), [example_conditioning("hunyuan_dit", model.config, META)], [PictureGeometry((256, 256), (256, 256))])
+    there = [*model.parameters(), *model.buffers()]
+    with torch.no_grad():
+        forward = trace(lambda: dit.predict(*arguments), there).flops
+    step = trace(lambda: dit.predict(*arguments).pow(2).mean().backward(), there).flops
+    assert 1.5 < step / forward <= 2.0
+    assert all(parameter.grad is None for name, parameter in model.named_parameters() if ".lora_" not in name)
+
+
+def test_the_trainable_numbers_are_those_that_training_trains(ground, tiny_base):
+    from finetune.adapters.lora import inject_lora, lora_parameters
+
+    base = locate_base(str(tiny_base))
+    model = base.family.load(base.folder, frozenset({"transformer"}), torch.float32).transformer
+    inject_lora(model, base.family.facts.targets["attention"], 4, seed=0)
+    config = json.loads((base.folder / "transformer" / "config.json").read_text())
+    counted = adapter_parameters(build_on_meta(config["_class_name"], config), base.family.facts.targets["attention"], 4)
+    assert counted == sum(parameter.numel() for _, parameter in lora_parameters(model))
+
+
+def test_depth_is_drawn_out_from_shallow_models():
+    dit = family("hunyuan_dit")
+    config = {"_class_name": "HunyuanDiT2DModel", "num_attention_heads": 2, "attention_head_dim": 16, "hidden_size": 32, "num_layers": 10, "in_channels": 4,
+              "patch_size": 2, "sample_size": 8, "mlp_ratio": 2.0, "cross_attention_dim": 32, "cross_attention_dim_t5": 24, "pooled_projection_dim": 16,
+              "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
+    import finetune.training.plan_model as plan_model
+
+    drawn_out = step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], 4, 1, (64, 64), 4)
+    whole = plan_model._one_step(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], 4, 1, (64, 64))
+    assert drawn_out.traced and drawn_out.blocks == 10
+    assert drawn_out.flops == pytest.approx(whole.flops, rel=0.02)
+    assert drawn_out.activation_bytes(0) == pytest.approx(whole.peak_bytes, rel=0.05)
+
+
+def test_every_checkpointed_block_saves_memory_and_costs_work():
+    cost = StepCost(flops=100.0, operations=1, fixed_bytes=10, block_bytes=8, boundary_bytes=1, blocks=4, traced=True)
+    assert [cost.activation_bytes(number) for number in range(5)] == [42, 35, 28, 21, 22]
+    assert cost.work(0) == 100 < cost.work(2) < cost.work(4) == 150
+
+
+def test_larger_pictures_batches_and_ranks_need_more_and_smaller_weights_less(ground):
+    surveyed, recipe = ground
+    hold = resolved_hold(recipe, surveyed.device)
+    base = estimate(surveyed, recipe, hold, 0, 1 << 40)
+    wider = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 4})})
+    assert estimate(surveyed, wider, hold, 0, 1 << 40).memory_bytes["activations"] > 1.5 * base.memory_bytes["activations"]
+    ranked = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": 32})})
+    assert estimate(surveyed, ranked, hold, 0, 1 << 40).memory_bytes["optimizer"] == 8 * base.memory_bytes["optimizer"]
+    sizes = [estimate(surveyed, recipe, Hold(name, torch.float32, ""), 0, 1 << 40).memory_bytes["weights"] for name in ("fp32", "bf16", "int8", "nf4")]
+    assert sizes[0] > sizes[1]
+    assert sizes[2] > sizes[3]
+
+
+def test_auto_checkpoints_as_few_blocks_as_fit(ground):
+    surveyed, recipe = ground
+    hold = resolved_hold(recipe, surveyed.device)
+    whole = estimate(surveyed, recipe, hold, 0, 1 << 40).memory_bytes["peak"]
+    assert fewest_checkpoints(surveyed, recipe, hold, whole).settings["checkpointed_blocks"] == 0
+    two = estimate(surveyed, recipe, hold, 2, 1 << 40).phases_bytes["training"]
+    if two == estimate(surveyed, recipe, hold, 2, 1 << 40).memory_bytes["peak"]:
+        assert fewest_checkpoints(surveyed, recipe, hold, two).settings["checkpointed_blocks"] == 2
+
+
+def test_fit_changes_as_little_as_needed_and_says_what_each_saving_costs(ground):
+    surveyed, recipe = ground
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 8})})
+    free = fitted(surveyed, recipe, 1 << 40)
+    assert free.fits and not free.savings
+    nothing = fitted(surveyed, recipe, 1 << 20)
+    assert not nothing.fits
+    assert [saving.setting for saving in nothing.savings][:2] == ["training.checkpointed_blocks", "training.batch_size"]
+    assert all(saving.saves_bytes > 0 and saving.costs for saving in nothing.savings)
+    assert nothing.settings["batch_size"] * nothing.settings["accumulation"] == 8
+
+
+@pytest.mark.parametrize("text, size", [("12GB", 12 << 30), ("512 MiB", 512 << 20), ("1.5gb", 3 << 29), ("1000", 1000)])
+def test_amounts_of_memory_are_read_as_people_write_them(text, size):
+    assert size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-3GB", "0", "12 parsecs"])
+def test_what_is_no_amount_of_memory_is_bad_input(text):
+    with pytest.raises(BadInput):
+        size_in_bytes(text)
+
+
+def test_a_plan_has_the_keys_that_scripts_read_and_loads_no_weights(tiny_base, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    # Without any weights file the plan must still come.
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_base, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    made = plan(small_recipe(bare, pictures))
+    assert isinstance(made, Plan)
+    data = json.loads(json.dumps(made.as_json()))
+    assert set(data) >= {"fits", "memory_bytes", "seconds_per_step", "disk_bytes", "settings", "flops_per_step", "parameters"}
+    assert {"weights", "adapter", "gradients", "optimizer", "activations", "encoders", "peak"} <= set(data["memory_bytes"])
+    assert data["memory_bytes"]["peak"] >= data["memory_bytes"]["libraries"] and data["seconds_per_step"] > 0
+
+
+def test_the_truth_stands_beside_the_estimate_after_a_run(tiny_base, pictures, encodings_folder, tmp_path, monkeypatch):
+    from finetune.training.run import train
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    result = train(small_recipe(tiny_base, pictures, training__steps=4, training__checkpointed_blocks="auto"), tmp_path / "run", cache_folder=encodings_folder)
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert written["estimate"]["settings"]["hold"] == "fp32" and written["estimate"]["memory_bytes"]["peak"] > 0
+    assert written["truth"]["peak_memory_bytes"] == result.peak_memory_bytes and written["truth"]["seconds_per_step"] > 0
+    assert "checkpointed blocks" in result.reasons
+    assert Path(result.run) == tmp_path / "run"
