@@ -6,6 +6,7 @@ another layout: it is put back into a picture here (diffusers 0.42.1). Every non
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ class HiDream:
     def pipeline_inputs(self, pipeline: Any, conditionings: Sequence[Conditioning], negatives: Sequence[Conditioning],
                         latents: Tensor, guidance: float) -> dict[str, Any]:
         device, dtype = latents.device, compute_dtype(pipeline.transformer)
+        # The pipeline stretches every request to the area of its default size; ours is drawn as it is. The margin is for
+        # its rounding down.
+        pipeline.default_sample_size = math.sqrt(latents.shape[-2] * latents.shape[-1]) * (1 + 1e-6)
         inputs: dict[str, Any] = {"latents": latents.to(dtype), "guidance_scale": guidance}
         for side, group in (("", conditionings), ("negative_", negatives)):
             inputs |= {f"{side}prompt_embeds_t5": stack(group, "t5", device, dtype), f"{side}pooled_prompt_embeds": stack(group, "pooled", device, dtype),

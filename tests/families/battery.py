@@ -37,7 +37,7 @@ class Specimen:
         self.family: ModelFamily = registry.family(name)
         self.tiny.build().save_pretrained(folder)
         self.text = self.family.load(folder, frozenset({"text"}), torch.float32)
-        self.drawer = self.tiny.after_load(self.family.load(folder, frozenset({"transformer", "vae"}), torch.float32))
+        self.drawer = self.family.load(folder, frozenset({"transformer", "vae"}), torch.float32)
         encoded = self.family.encode_prompts(self.text, [*PROMPTS, ""])
         self.conditionings: list[Conditioning] = encoded[:2]
         self.empty: Conditioning = encoded[2]
