@@ -176,7 +176,8 @@ def _place(work: Conversion, part: str, stem: str, source: SourcePair, rule: Rul
     for module, piece, count in zip(modules, pieces, rows, strict=True):
         if piece is not None:
             piece_a, piece_b = piece[0], factors.fold(piece[1], scale)
-            _check_same(work, stem, (source.a, b[start:start + count], scale), (piece_a, piece_b))
+            if piece_a is not source.a or piece_b is not b:
+                _check_same(work, stem, (source.a, b[start:start + count], scale), (piece_a, piece_b))
             if scale != 1.0:
                 work.scales[module] = scale
             work.add(part, module, A_SUFFIX, piece_a)

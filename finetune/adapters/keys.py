@@ -7,7 +7,7 @@ are looked up in the flattened templates, never guessed apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -103,15 +103,15 @@ class KeyMap:
 
     @cached_property
     def _dotted(self) -> NameTable:
-        return NameTable(self._rules(), flat=False)
+        return NameTable(_by_foreign_name(self._rules()), flat=False)
 
     @cached_property
     def _flat(self) -> NameTable:
-        return NameTable(self._rules(), flat=True)
+        return NameTable(_by_foreign_name(self._rules()), flat=True)
 
     @cached_property
     def _encoders(self) -> dict[str, tuple[NameTable, NameTable]]:
-        tables = {part: [rename(name, name) for name in names] for part, names in self.text_encoders.items()}
+        tables = {part: _by_foreign_name([rename(name, name) for name in names]) for part, names in self.text_encoders.items()}
         return {part: (NameTable(rules, flat=False), NameTable(rules, flat=True)) for part, rules in tables.items()}
 
     def _rules(self) -> list[Rule]:
@@ -138,12 +138,16 @@ class KeyMap:
 
     def places_for(self, modules: Sequence[str], naming: str) -> list[Place]:
         """The foreign modules, in the order of first need, that together hold the canonical `modules`."""
-        table = CanonicalTable(self.namings.get(naming, ()))
+        table = NameTable([(module, rule) for rule in self.namings.get(naming, ()) for module in rule.modules], flat=False)
         found: dict[str, Place] = {}
         for module in modules:
             place = table.find(module) or Place(rename(module, module), ())
             found.setdefault(place.foreign, place)
         return list(found.values())
+
+
+def _by_foreign_name(rules: Iterable[Rule]) -> list[tuple[str, Rule]]:
+    return [(rule.foreign, rule) for rule in rules]
 
 
 def _pattern(template: str, flat: bool) -> re.Pattern[str]:
@@ -152,35 +156,17 @@ def _pattern(template: str, flat: bool) -> re.Pattern[str]:
 
 
 class NameTable:
-    """Finds the rule whose foreign template a name fits. Names differ mostly in numbers, so they are found by shape."""
+    """Finds the rule one of whose templates a name fits. Names differ mostly in numbers, so they are found by shape."""
 
-    def __init__(self, rules: Sequence[Rule], flat: bool):
+    def __init__(self, entries: Iterable[tuple[str, Rule]], flat: bool):
         self._by_shape: dict[str, list[tuple[re.Pattern[str], Rule]]] = {}
-        for rule in rules:
-            shape = re.sub(r"\{\}|\d+", "#", rule.foreign.replace(".", "_") if flat else rule.foreign)
-            self._by_shape.setdefault(shape, []).append((_pattern(rule.foreign, flat), rule))
+        for template, rule in entries:
+            shape = re.sub(r"\{\}|\d+", "#", template.replace(".", "_") if flat else template)
+            self._by_shape.setdefault(shape, []).append((_pattern(template, flat), rule))
 
     def find(self, name: str) -> Place | None:
         for pattern, rule in self._by_shape.get(re.sub(r"\d+", "#", name), ()):
             match = pattern.fullmatch(name)
-            if match:
-                return Place(rule, match.groups())
-        return None
-
-
-class CanonicalTable:
-    """Finds the rule that mentions a canonical module."""
-
-    def __init__(self, rules: Sequence[Rule]):
-        self._by_shape: dict[str, list[tuple[re.Pattern[str], Rule]]] = {}
-        for rule in rules:
-            for module in rule.modules:
-                shape = re.sub(r"\{\}|\d+", "#", module)
-                self._by_shape.setdefault(shape, []).append((_pattern(module, flat=False), rule))
-
-    def find(self, module: str) -> Place | None:
-        for pattern, rule in self._by_shape.get(re.sub(r"\d+", "#", module), ()):
-            match = pattern.fullmatch(module)
             if match:
                 return Place(rule, match.groups())
         return None
