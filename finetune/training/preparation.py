@@ -50,8 +50,7 @@ class Prepared:
 
     def load_base(self, progress: Progress) -> Any:
         """A fresh pipeline with transformer and VAE on the device, without an adapter."""
-        with self.accelerator.main_process_first():
-            return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress)
+        return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress)
 
 
 def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:

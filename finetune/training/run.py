@@ -99,7 +99,8 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     from finetune.families.targets import resolve_targets
 
     recipe, family = prepared.recipe, prepared.base.family
-    pipeline = prepared.load_base(progress)
+    with prepared.accelerator.main_process_first():
+        pipeline = prepared.load_base(progress)
     targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_lora(pipeline.transformer, targets, recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout, seed=recipe.training.seed)
     pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
