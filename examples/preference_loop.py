@@ -4,6 +4,9 @@
 
 The annotator is simulated: it likes warm pictures (more red than blue) and is wrong 15 % of the time. With real people,
 `brushwork prefer rate preference_demo/candidates --annotator YOU` takes its place; everything else stays.
+
+The embedded model draws nearly the same picture for every seed. So that there is something to choose from, candidates are
+drawn with six random little adapters, as a studio would draw with several checkpoints of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data_tools.images import open_image
 from data_tools.progress import for_terminal
-from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.attach import attach, detach
+from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.preference.best_of import gain_over_one, rank_pictures
 from finetune.preference.candidate_folder import CandidateFolder
-from finetune.preference.candidates import CandidateSettings, Prompt, make_candidates, prompt_id
+from finetune.preference.candidates import AdapterUse, CandidateSettings, Prompt, make_candidates, prompt_id
 from finetune.preference.comparisons import Judgement
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.policy.finish import Finished, paired_interval
@@ -30,7 +35,7 @@ from finetune.preference.policy.settings import build_settings
 from finetune.preference.rewards.features import build_features
 from finetune.preference.rewards.measures import warmth
 from finetune.preference.rewards.preference_head import pixels_of, train_reward
-from finetune.randomness import python_random
+from finetune.randomness import generator, python_random
 from finetune.sampling import PictureRequest
 
 RATED = ("dog face", "automobile", "red apple", "panda", "guitar", "umbrella", "rocket", "house", "sunflower", "airplane",
@@ -43,6 +48,22 @@ METHODS = {
     "grpo": {"steps": 12, "learning_rate": 1e-3, "prompts_per_round": 4, "group": 6, "kl_weight": 0.1, "window": 3, "window_rounds": 3},
     "draft": {"steps": 30, "learning_rate": 1e-3, "batch_size": 8, "kl_weight": 20.0},
 }
+
+
+def variation_adapters(base: LoadedBase, out: Path, count: int, strength: float = 0.03) -> tuple[tuple[AdapterUse, ...], ...]:
+    """Random adapters of rank 2, one file each, written once."""
+    variants = []
+    for number in range(count):
+        path = out / f"variation-{number}.safetensors"
+        if not path.exists():
+            inject_lora(base.transformer, base.family.facts.targets["attention"], 2, seed=number, name="variation")
+            for place, (name, parameter) in enumerate(lora_parameters(base.transformer, "variation")):
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=strength, generator=generator(number, "variation", index=place))
+            write_adapter(path, collect_lora(base.transformer, "variation"))
+            detach(base.transformer)
+        variants.append((AdapterUse(path),))
+    return tuple(variants)
 
 
 def rate_as_annotator(folder: CandidateFolder, mistakes: float, seed: int = 0) -> int:
@@ -99,7 +120,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     base, folder = LoadedBase.named(options.base), options.out / "candidates"
-    make_candidates(base, [Prompt(prompt_id(text), text) for text in RATED], CandidateSettings(per_prompt=6, steps=12, guidance=2.5, height=64, width=64, batch_size=12), folder, for_terminal())
+    settings = CandidateSettings(1, steps=12, guidance=2.5, height=64, width=64, batch_size=12, variants=variation_adapters(base, options.out, 6))
+    make_candidates(base, [Prompt(prompt_id(text), text) for text in RATED], settings, folder, for_terminal())
     print(f"{rate_as_annotator(CandidateFolder(folder), MISTAKES)} judgements, {MISTAKES:.0%} of them wrong")
     report = train_reward(CandidateFolder(folder), build_features("latents", base=base), options.out / "reward.safetensors")
     results = {"reward": {"accuracy": report.accuracy, "interval": report.accuracy_interval, "calibration_error": report.calibration_error, "warnings": report.warnings}}

@@ -117,7 +117,7 @@ class RatingPlan:
             return 0
         fresh = self._choose(min(missing, PORTION if self.settings.mode == "pair" else missing))
         order = python_random(self.settings.seed, "repeats", len(self.questions))
-        again = [Question(q.mode, q.prompt_id, q.items, True) for q in self._first_time() if self.settings.mode == "pair"]
+        again = [Question(q.mode, q.prompt_id, q.items, True) for q in [*self._first_time(), *fresh] if self.settings.mode == "pair"]
         taken = {question.key for question in self.questions}
         again = [question for question in again if question.key not in taken]
         order.shuffle(again)

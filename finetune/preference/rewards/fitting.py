@@ -77,7 +77,7 @@ def fit_head(features: Mapping[str, np.ndarray], pairs: Sequence[Pair], *, seed:
     if len(decided) < 8 or len(prompts) < 2:
         raise DataError(f"{len(decided)} decided pairs over {len(prompts)} prompts are too few to learn from and to test on", where="comparisons.jsonl", fix="rate more pairs: at least 8 over 2 prompts, better 300 over 20")
     matrix = np.stack(list(features.values()))
-    projection = fit_projection(matrix, len(decided))
+    projection = fit_projection(matrix, _prompt_of(features, pairs), len(decided))
     rows = _rows({name: row for name, row in zip(features, projection(matrix), strict=True)}, pairs)
     folds = _folds(prompts, min(FOLDS, len(prompts)), seed)
     stated = np.full(len(pairs), np.nan)
@@ -91,11 +91,24 @@ def fit_head(features: Mapping[str, np.ndarray], pairs: Sequence[Pair], *, seed:
     return Head(projection, weights, offset, penalty, _held_out(stated, pairs, seed))
 
 
-def fit_projection(matrix: np.ndarray, pairs: int) -> Projection:
-    """Principal directions of the standardised features; about six pairs a direction, at most MOST_DIRECTIONS."""
-    mean, scale = matrix.mean(0), matrix.std(0)
+def _prompt_of(features: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> list[str]:
+    """The prompt of each row of the feature matrix."""
+    prompts = {item: pair.prompt_id for pair in pairs for item in (pair.better, pair.worse)}
+    return [prompts.get(item, "") for item in features]
+
+
+def fit_projection(matrix: np.ndarray, prompts: Sequence[str], pairs: int) -> Projection:
+    """Principal directions of the features' differences within prompts; about six pairs a direction.
+
+    Pictures are only ever compared within a prompt. What differs between prompts is usually far larger and would drown it.
+    """
+    mean, centred = matrix.mean(0), matrix.astype(float).copy()
+    for prompt in set(prompts):
+        rows = [number for number, one in enumerate(prompts) if one == prompt]
+        centred[rows] -= centred[rows].mean(0)
+    scale = centred.std(0)
     scale = np.where(scale > 1e-6 * max(scale.max(initial=0.0), 1e-12), scale, np.inf)
-    standard = (matrix - mean) / scale
+    standard = centred / scale
     _, strength, directions = np.linalg.svd(standard, full_matrices=False)
     count = int(np.clip(pairs // 6, 4, MOST_DIRECTIONS))
     count = min(count, int((strength > 1e-4 * strength[0]).sum()))

@@ -1,0 +1,244 @@
+"""Whole runs on tiny models: each method moves the reward, near the base, resumes exactly, and is stopped when it cheats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.errors import BrushworkError
+from data_tools.progress import Progress
+from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.lora import inject_lora
+from finetune.errors import RunFolderError, TrainingError
+from finetune.objectives import LossWeighting
+from finetune.preference import latent_codec
+from finetune.preference.candidate_folder import CandidateFolder
+from finetune.preference.candidates import AdapterUse, CandidateSettings, Prompt, make_candidates, parse_variants, prompt_id, read_prompts
+from finetune.preference.loaded_base import LoadedBase
+from finetune.preference.policy.denoiser import Denoiser
+from finetune.preference.policy.grpo import GRPO
+from finetune.preference.policy.paths import path_for
+from finetune.preference.policy.run import train_preference
+from finetune.preference.policy.settings import build_settings
+from finetune.preference.rewards.features import build_features
+from finetune.preference.rewards.measures import Measure
+from finetune.preference.rewards.preference_head import train_reward
+from finetune.preference.rewards.reward_files import load_reward
+from tests.preference.pictures import rate_all_pairs
+from tests.tiny_models.all import TINY
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("a dog", "a cat", "a red apple", "a tree", "a car")
+SIZE = {"hunyuan_dit": 32, "sd3": 32}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A DDPM and a flow model on disk."""
+    folders = {}
+    for name in SIZE:
+        folders[name] = tmp_path_factory.mktemp(name)
+        TINY[name].build().save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def rated(bases, tmp_path_factory):
+    """Candidates of each base with all pairs judged by warmth."""
+    folders = {}
+    for name, base in bases.items():
+        folders[name] = CandidateFolder(tmp_path_factory.mktemp(f"{name}-candidates"))
+        settings = CandidateSettings(per_prompt=3, steps=2, guidance=1.0, height=SIZE[name], width=SIZE[name])
+        make_candidates(LoadedBase.named(str(base)), [Prompt(prompt_id(words), words) for words in WORDS], settings, folders[name].root)
+        rate_all_pairs(folders[name])
+    return folders
+
+
+def settings_for(bases, rated, name, method, **changes):
+    given = {"method": method, "data": str(rated[name].root), "base": str(bases[name]), "reward": "measure:warmth", "steps": 4, "check_every": 2, "learning_rate": 2e-3, "warmup": 1, "rank": 4,
+             "sampler_steps": 4, "window": 2, "batch_size": 4, "micro_batch": 6, "prompts_per_round": 2, "group": 3, "check_seeds": 2, "held_out": 0.4, "max_kl": 1e6, "max_drift": 1e6, "beta": 50.0, "kl_weight": 0.01}
+    return build_settings(given | changes)
+
+
+@pytest.mark.parametrize(("name", "method"), [("hunyuan_dit", "grpo"), ("hunyuan_dit", "draft"), ("hunyuan_dit", "refl"), ("sd3", "grpo"), ("sd3", "draft")])
+def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(bases, rated, tmp_path, name, method):
+    result = train_preference(settings_for(bases, rated, name, method), tmp_path / "run")
+    assert result.reward_after > result.reward_before and result.kl > 0 and result.stopped is None
+    assert result.verified.changed and result.verified.placed == result.verified.keys and result.verified.restored
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows if "kl" in row] == [2, 4]
+    assert {"reward", "kl", "diversity", "drift", "out_of_range", "kl_steps"} <= set(rows[-1])
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Reward on held-out prompts" in report and "Divergence from the base" in report and result.sheet.is_file()
+    assert read_adapter(result.adapter).provenance["preference_method"] == method
+
+
+@pytest.mark.parametrize("name", SIZE)
+def test_dpo_learns_which_of_two_was_preferred(bases, rated, tmp_path, name):
+    """An untrained model's pictures do not follow its denoising, so what can be asked here is the margin itself."""
+    settings = settings_for(bases, rated, name, "dpo", steps=16, check_every=8, batch_size=9, learning_rate=1e-2, beta=2000.0)
+    result = train_preference(settings, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert result.kl > 0 and result.verified.changed
+    assert sum(row["train_pairs_right"] for row in rows[-4:]) / 4 > 0.6 and sum(row["loss"] for row in rows[-4:]) / 4 < 0.693
+
+
+def test_the_first_ratio_of_a_round_is_exactly_one(bases):
+    """Otherwise the first update would already be clipped or pushed by rounding, dropout or other noise."""
+    for name, base in bases.items():
+        loaded = LoadedBase.named(str(base))
+        objective = loaded.family.objective(loaded.pipeline, None, LossWeighting())
+        inject_lora(loaded.transformer, loaded.family.facts.targets["attention"], 4, seed=0)
+        for parameter in loaded.transformer.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        size = SIZE[name]
+        denoiser = Denoiser(loaded, objective, path_for(objective, 4, torch.Size((1, *loaded.latent_shape(size, size)))), height=size, width=size, guidance=2.0, seed=0, micro_batch=4)
+        method = GRPO(denoiser, Measure("warmth"), WORDS, build_settings({"method": "grpo", "data": "d", "base": "b", "reward": "r", "sampler_steps": 4, "window": 2, "group": 2, "prompts_per_round": 2, "kl_weight": 0.0, "micro_batch": 4}))
+        update = next(method.updates(0))
+        for batch in update.micro_batches:
+            assert len(update.losses(batch)) == len(batch)
+        assert method.numbers()["clipped"] == 0 and all(ratio == 0 for ratio in method._ratios), name
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo", "draft"])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bases, rated, tmp_path, method):
+    settings = settings_for(bases, rated, "hunyuan_dit", method)
+    whole = train_preference(settings, tmp_path / "whole")
+    train_preference(settings.model_copy(update={"steps": 2}), tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").unlink()
+    resumed = train_preference(settings, tmp_path / "broken", resume=True)
+    assert resumed.resumed_from == 2
+    assert resumed.adapter.read_bytes() != b"" and _tensors(resumed.adapter) == _tensors(whole.adapter)
+    timeless = [[{name: value for name, value in json.loads(line).items() if name not in ("seconds", "peak_memory_bytes")} for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("whole", "broken")]
+    assert timeless[0] == timeless[1]
+
+
+def _tensors(path):
+    return {name: tensor.numpy().tobytes() for name, tensor in read_adapter(path).tensors.items()}
+
+
+def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases, rated, tmp_path):
+    settings = settings_for(bases, rated, "hunyuan_dit", "draft", steps=2)
+    train_preference(settings, tmp_path / "run")
+    with pytest.raises(RunFolderError, match="holds a run"):
+        train_preference(settings, tmp_path / "run")
+    with pytest.raises(RunFolderError, match="kl_weight"):
+        train_preference(settings.model_copy(update={"kl_weight": 9.0}), tmp_path / "run", resume=True)
+
+
+def test_the_guard_stops_a_wrecking_run_and_keeps_the_last_healthy_adapter(bases, rated, tmp_path):
+    settings = settings_for(bases, rated, "hunyuan_dit", "draft", kl_weight=0.0, learning_rate=0.05, steps=60, check_every=1, max_kl=5.0)
+    try:
+        result = train_preference(settings, tmp_path / "run")
+    except TrainingError as error:
+        assert "no check was healthy" in error.what
+        return
+    assert result.stopped and result.steps < 60 and result.kl <= 5.0 and result.best_step < result.steps
+
+
+def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, rated, tmp_path):
+    first = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "first")
+    second = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(first.adapter)), tmp_path / "second")
+    assert set(read_adapter(second.adapter).ranks.values()) == {8}
+    check = json.loads((tmp_path / "second" / "result.json").read_text())["checks"][0]
+    assert check["kl"] == 0
+
+
+def test_ctrl_c_saves_and_resume_goes_on(bases, rated, tmp_path):
+    command = [sys.executable, "-m", "finetune", "prefer", "train", "--data", str(rated["hunyuan_dit"].root), "--method", "draft", "--reward", "measure:warmth", "--out", str(tmp_path / "run"),
+               "--steps", "2000", "--set", "sampler_steps=4", "--set", "window=2", "--set", "check_seeds=2", "--set", "max_kl=1e9", "--set", "max_drift=1e9", "--set", "rank=2", "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        pass
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume" in json.loads(out)["error"]["fix"]
+    assert any((tmp_path / "run" / "checkpoints").glob("step-*/state.json"))
+
+
+def test_rewards_on_latents_and_hidden_states_learn_and_reload(bases, rated, tmp_path):
+    for kind in ("latents", "dit"):
+        base = LoadedBase.named(str(bases["hunyuan_dit"]))
+        report = train_reward(rated["hunyuan_dit"], build_features(kind, base=base), tmp_path / f"{kind}.safetensors")
+        pixels = torch.rand(2, 3, 32, 32).requires_grad_()
+        scores = load_reward(report.file, base).score(pixels, ["a dog", "a cat"])
+        scores.sum().backward()
+        assert report.pairs == 15 and pixels.grad.abs().sum() > 0
+        assert torch.allclose(load_reward(report.file).score(pixels.detach(), ["a dog", "a cat"]), scores.detach(), atol=1e-4)
+
+
+def test_features_do_not_move_with_the_policy(bases):
+    loaded = LoadedBase.named(str(bases["hunyuan_dit"]))
+    features, pixels = build_features("dit", base=loaded), torch.rand(1, 3, 32, 32)
+    before = features.extract(pixels, ["a dog"])
+    inject_lora(loaded.transformer, loaded.family.facts.targets["attention"], 4, seed=0)
+    for parameter in loaded.transformer.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(before, features.extract(pixels, ["a dog"]))
+
+
+@pytest.mark.parametrize("name", SIZE)
+def test_encoding_agrees_with_the_family_and_both_ways_carry_gradients(bases, name):
+    loaded = LoadedBase.named(str(bases[name]))
+    pixels = torch.rand(1, 3, SIZE[name], SIZE[name]).requires_grad_()
+    latents = loaded.encode_pictures(pixels)
+    assert torch.allclose(latents.detach(), loaded.family.encode_images(loaded.pipeline, pixels.detach() * 2 - 1).mean, atol=1e-5)
+    decoded = latent_codec.decode(loaded.pipeline.vae, latents)
+    decoded.sum().backward()
+    assert decoded.shape == pixels.shape and pixels.grad.abs().sum() > 0
+
+
+def test_candidates_are_drawn_once_and_can_be_made_again(bases, tmp_path):
+    base = LoadedBase.named(str(bases["hunyuan_dit"]))
+    prompts, settings = [Prompt("p", "a dog"), Prompt("q", "一只猫", "blurry")], CandidateSettings(per_prompt=2, steps=2, guidance=2.0, height=32, width=32)
+    first = make_candidates(base, prompts, settings, tmp_path / "one")
+    assert first.drawn == 4 and len(first.sheets) == 2
+    assert make_candidates(base, prompts, settings, tmp_path / "one").drawn == 0
+    lost = CandidateFolder(tmp_path / "one").picture(first.candidates[0].id)
+    content = lost.read_bytes()
+    lost.unlink()
+    assert make_candidates(base, prompts, settings, tmp_path / "one").drawn == 1 and lost.read_bytes() == content
+    more = make_candidates(base, prompts, CandidateSettings(per_prompt=3, steps=2, guidance=2.0, height=32, width=32), tmp_path / "one")
+    assert more.drawn == 2 and {candidate.seed for candidate in more.candidates} == {0, 1, 2}
+    record = json.loads((tmp_path / "one" / "candidates.jsonl").read_text().splitlines()[2])
+    assert record["negative"] == "blurry" and record["base"] == str(bases["hunyuan_dit"]) and record["scheduler"]["class"] and record["image_sha256"]
+
+
+def test_adapters_are_variants_and_are_named_in_the_record(bases, rated, tmp_path):
+    adapter = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "warm").adapter
+    variants = parse_variants(["base", f"{adapter}:0.5", f"{adapter}+{adapter}:0.5"])
+    assert variants == ((), (AdapterUse(adapter, 0.5),), (AdapterUse(adapter, 1.0), AdapterUse(adapter, 0.5)))
+    base = LoadedBase.named(str(bases["hunyuan_dit"]))
+    report = make_candidates(base, [Prompt("p", "a dog")], CandidateSettings(per_prompt=1, steps=2, guidance=1.0, height=32, width=32, variants=variants[:2]), tmp_path / "out")
+    plain, warm = report.candidates
+    assert plain.adapters == () and warm.adapters[0]["name"] == "warm" and warm.adapters[0]["weight"] == 0.5
+    folder = CandidateFolder(tmp_path / "out")
+    assert folder.picture(plain).read_bytes() != folder.picture(warm).read_bytes()
+
+
+@pytest.mark.parametrize(("content", "named"), [("", "no prompt"), ("{\n", "JSON"), ('{"prompt": 3}\n', "prompt"), ('{"prompt_id":"a","prompt":"x"}\n{"prompt_id":"a","prompt":"y"}\n', "two prompts")])
+def test_strange_prompt_files_are_named(tmp_path, content, named):
+    (tmp_path / "prompts").write_text(content)
+    with pytest.raises(BrushworkError, match=named):
+        read_prompts(tmp_path / "prompts")
+    with pytest.raises(BrushworkError, match="no such file"):
+        read_prompts(tmp_path / "absent")
+
+
+def test_a_run_says_what_it_does(bases, rated, tmp_path):
+    said = []
+
+    class Listening(Progress):
+        def say(self, text):
+            said.append(text)
+
+    train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "run", progress=Listening())
+    assert any("held out" in text for text in said)

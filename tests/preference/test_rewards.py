@@ -1,0 +1,208 @@
+"""Rewards: what a head learns from comparisons, what it says of itself, and its files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data_tools.errors import BadInput, BrushworkError, DataError
+from finetune.preference.best_of import gain_over_one, rank_pictures
+from finetune.preference.pairs import Pair
+from finetune.preference.rewards.features import PixelFeatures, build_features
+from finetune.preference.rewards.fitting import calibration_error, fit_head
+from finetune.preference.rewards.measures import MEASURES, PLAIN, Measure, gram, warmth
+from finetune.preference.rewards.preference_head import pixels_of, train_reward
+from finetune.preference.rewards.reward_files import load_reward, witness_of
+from tests.preference.pictures import colour_folder, rate_all_pairs
+
+
+def simulated(prompts, per_prompt, mistakes, dimensions=12, seed=0):
+    """Features with a hidden linear truth, and pairs labelled by it with mistakes."""
+    chance = np.random.default_rng(seed)
+    truth = chance.normal(size=dimensions)
+    features = {f"{p}-{n}": chance.normal(size=dimensions) for p in range(prompts) for n in range(per_prompt)}
+    pairs = []
+    for p in range(prompts):
+        for one in range(per_prompt):
+            for other in range(one):
+                a, b = f"{p}-{one}", f"{p}-{other}"
+                better, worse = (a, b) if (features[a] - features[b]) @ truth > 0 else (b, a)
+                if chance.random() < mistakes:
+                    better, worse = worse, better
+                pairs.append(Pair(better, worse, f"p{p}", "", "r"))
+    return features, pairs, truth
+
+
+def test_a_head_finds_the_truth_behind_wrong_answers():
+    features, pairs, truth = simulated(30, 5, mistakes=0.15)
+    head = fit_head(features, pairs)
+    fresh = np.random.default_rng(9).normal(size=(2, 500, 12))
+    right = (head.score(fresh[0]) > head.score(fresh[1])) == (fresh[0] @ truth > fresh[1] @ truth)
+    assert right.mean() > 0.93
+    assert 0.75 < head.held_out.accuracy < 0.92 and head.held_out.low < head.held_out.accuracy < head.held_out.high
+    assert head.held_out.calibration_error < 0.15
+
+
+def test_accuracy_is_measured_on_prompts_that_were_not_learned():
+    """Pure noise: many features could explain the pairs they were fitted on; unseen prompts say chance."""
+    features, pairs, _ = simulated(20, 4, mistakes=0.5, dimensions=60)
+    held = fit_head(features, pairs).held_out
+    assert held.low < 0.5 < held.high
+
+
+def test_too_few_pairs_are_an_error_that_says_how_many():
+    features, pairs, _ = simulated(1, 4, 0.0)
+    with pytest.raises(DataError, match="1 prompts"):
+        fit_head(features, pairs)
+
+
+def test_calibration_error_of_known_statements():
+    assert calibration_error(np.array([20.0] * 10)) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(np.array([20.0] * 5 + [-20.0] * 5)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_whole_way_from_ratings_to_a_reward_file(tmp_path):
+    folder = colour_folder(tmp_path, prompts=12, per_prompt=4)
+    rate_all_pairs(folder, mistakes=0.1)
+    report = train_reward(folder, PixelFeatures(), tmp_path / "reward.safetensors")
+    assert report.pairs == 72 and report.accuracy > 0.75 and report.accuracy_interval[0] < report.accuracy < report.accuracy_interval[1]
+    assert any("few" in warning for warning in report.warnings)
+    for name in ("reward.safetensors", "reward.json"):
+        reward = load_reward(tmp_path / name)
+        warm, cold = torch.zeros(2, 3, 16, 16).unbind()
+        warm[0], cold[2] = 0.8, 0.8
+        scores = reward.score(torch.stack([warm, cold]), ["x", "x"])
+        assert scores[0] > scores[1]
+    assert witness_of(tmp_path / "reward.json") is not None
+    described = json.loads((tmp_path / "reward.json").read_text())
+    assert described["features"] == {"kind": "pixels"} and described["report"]["pairs"] == 72
+
+
+def test_a_reward_that_only_learned_brightness_says_so(tmp_path):
+    folder = colour_folder(tmp_path, prompts=12, per_prompt=4)
+
+    def brightness(folder, item):
+        from PIL import Image
+
+        with Image.open(folder.picture(item)) as image:
+            return float(np.asarray(image.convert("L"), dtype=float).mean())
+
+    rate_all_pairs(folder, quality=brightness)
+    report = train_reward(folder, PixelFeatures(), tmp_path / "reward.safetensors")
+    assert report.shortcut == "more brightness" and any("shortcut" in warning for warning in report.warnings)
+
+
+def test_the_ceiling_comes_from_annotators(tmp_path):
+    folder = colour_folder(tmp_path, prompts=8, per_prompt=4)
+    for name in ("ada", "bo"):
+        rate_all_pairs(folder, mistakes=0.15, rater=name)
+    report = train_reward(folder, PixelFeatures(), tmp_path / "reward.safetensors")
+    assert 0.75 < report.ceiling < 0.98
+
+
+@pytest.mark.parametrize("damage", ["absent", "tensors gone", "tensors changed", "not json", "other version", "other kind", "field gone", "empty sum"])
+def test_a_damaged_reward_file_is_one_clear_error(tmp_path, damage):
+    folder = colour_folder(tmp_path, prompts=4, per_prompt=4)
+    rate_all_pairs(folder)
+    train_reward(folder, PixelFeatures(), tmp_path / "reward.safetensors")
+    path, tensors = tmp_path / "reward.json", tmp_path / "reward.safetensors"
+    described = json.loads(path.read_text())
+    actions = {
+        "absent": lambda: path.unlink(), "tensors gone": lambda: tensors.unlink(), "tensors changed": lambda: tensors.write_bytes(tensors.read_bytes()[:-8] + b"\0" * 8),
+        "not json": lambda: path.write_text("reward"), "other version": lambda: path.write_text(json.dumps(described | {"v": 2})),
+        "other kind": lambda: path.write_text(json.dumps(described | {"kind": "pickle"})), "field gone": lambda: path.write_text(json.dumps({"v": 1, "kind": "preference_head", "tensors": "reward.safetensors"})),
+        "empty sum": lambda: path.write_text('{"v": 1, "kind": "sum", "parts": []}'),
+    }
+    actions[damage]()
+    with pytest.raises(BrushworkError) as caught:
+        load_reward(path)
+    assert caught.value.exit_code == 2 and caught.value.where
+
+
+def test_rewards_add_up_by_weight(tmp_path):
+    (tmp_path / "mix.json").write_text(json.dumps({"v": 1, "kind": "sum", "parts": [{"reward": "measure:warmth", "weight": 2}, {"kind": "measure", "measure": "contrast", "weight": -1}]}))
+    pixels = torch.rand(3, 3, 8, 8)
+    expected = 2 * PLAIN["warmth"](pixels) - PLAIN["contrast"](pixels)
+    assert load_reward(tmp_path / "mix.json").score(pixels, ["x"] * 3) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_measures_carry_gradients_and_notice_their_quality(name):
+    settings = {"palette": {"colours": ["#ff0000"]}, "style": {"gram": gram(torch.full((1, 3, 8, 8), 0.5))[0].tolist()}}.get(name, {})
+    measure = Measure(name, settings=settings)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    score = measure.score(pixels, ["x", "x"])
+    score.sum().backward()
+    assert score.shape == (2,) and torch.isfinite(pixels.grad).all() and pixels.grad.abs().sum() > 0
+    moved = measure.score((pixels + 0.01 * pixels.grad.sign()).clamp(0, 1), ["x", "x"])
+    assert (moved > score).all()
+
+
+def test_measures_by_wrong_names_or_settings_are_refused():
+    for arguments in (("beauty",), ("palette",), ("style",)):
+        with pytest.raises(BadInput):
+            Measure(*arguments)
+    with pytest.raises(BadInput, match="#rrggbb"):
+        Measure("palette", settings={"colours": ["red"]}).score(torch.rand(1, 3, 4, 4), ["x"])
+    with pytest.raises(BadInput, match="smell"):
+        build_features("smell")
+
+
+def test_best_of_n_keeps_the_best_and_reports_the_gain(tmp_path):
+    folder = colour_folder(tmp_path, prompts=6, per_prompt=8)
+    from PIL import Image
+
+    groups = [(group[0].prompt, [Image.open(folder.picture(candidate)) for candidate in group]) for group in folder.by_prompt().values()]
+    ranked = rank_pictures("measure:warmth", groups)
+    for one, (_, pictures) in zip(ranked, groups, strict=True):
+        truth = warmth(pixels_of(pictures))
+        assert one.best == int(truth.argmax()) and list(one.order) == sorted(range(8), key=lambda place: -truth[place])
+        assert one.gain == pytest.approx(float(truth.max() - truth.mean()), abs=1e-6)
+    gain = gain_over_one(ranked)
+    assert gain.n == 8 and 0 < gain.low < gain.mean < gain.high and gain.most_nats == pytest.approx(1.204, abs=0.001)
+    with pytest.raises(BadInput):
+        rank_pictures("measure:warmth", [("x", [])])
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """A CLIP with random weights in transformers' layout."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    from tests.tiny_models import tokenizers
+
+    tokenizers.bert().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 16}}))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = len(tokenizers.bert())
+    transformers.CLIPModel(transformers.CLIPConfig(**{key: config[key] for key in ("text_config", "vision_config", "projection_dim")})).save_pretrained(folder)
+    return folder
+
+
+def test_a_clip_model_gives_features_and_scores_with_gradients(tiny_clip, tmp_path):
+    features = build_features("clip", model=str(tiny_clip))
+    pixels = torch.rand(2, 3, 24, 32).requires_grad_()
+    found = features.extract(pixels, ["a dog", "a cat"])
+    found.sum().backward()
+    assert found.shape == (2, 16) and pixels.grad.abs().sum() > 0
+    (tmp_path / "score.json").write_text(json.dumps({"v": 1, "kind": "clip_score", "model": str(tiny_clip), "scaled": False}))
+    scores = load_reward(tmp_path / "score.json").score(pixels, ["a dog", "a cat"])
+    assert scores.shape == (2,) and (scores.abs() <= 1).all()
+
+
+def test_a_head_on_clip_features_comes_back_from_its_file(tiny_clip, tmp_path):
+    folder = colour_folder(tmp_path, prompts=4, per_prompt=4)
+    rate_all_pairs(folder)
+    train_reward(folder, build_features("clip", model=str(tiny_clip)), tmp_path / "reward.safetensors")
+    assert load_reward(tmp_path / "reward.json").score(torch.rand(2, 3, 16, 16), ["x", "y"]).shape == (2,)
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(BrushworkError, match="CLIP or SigLIP"):
+        build_features("clip", model=str(tmp_path))
