@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 ALLOWED = re.compile(r"README\.md|LICENSE\.txt|Notice\.txt|training_config\.json|pytorch_lora_weights\.safetensors|thinking_tokens\.safetensors"
-                     r"|[A-Za-z0-9][\w\-]*_comfyui\.safetensors|images/[A-Za-z0-9][\w.\-]*\.(png|webp|jpg)")
+                     r"|images/[A-Za-z0-9][\w.\-]*\.(png|webp|jpg)")
 REPO = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
 SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|ghp_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
 MACHINE_PATHS = re.compile(rb"(?:/home/|/root/|/Users/|/mnt/|/tmp/|/workspace/)[\w.\-]+|\b[A-Z]:\\\\?[\w.\-]+")

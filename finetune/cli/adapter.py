@@ -116,11 +116,14 @@ def convert(
     if path.resolve() == file.resolve():
         raise BadInput("the result would overwrite the file", where=str(path), fix="name another place with --out")
     result = export(adapter, to, path, KEY_MAPS.get(adapter.family or ""), rank=rank, shapes=located[1])
+    notes = list(adapter.notes)
+    if adapter.provenance.get("thinking_tokens"):
+        notes.append("the adapter was trained with thinking tokens; copy thinking_tokens.safetensors beside the new file")
     data = {
         "path": result.path, "from": adapter.layout, "to": to, "family": adapter.family, "tensors": result.keys,
-        "rank_growth": {module: list(ranks) for module, ranks in result.rank_growth.items()}, "errors": result.errors, "notes": list(adapter.notes),
+        "rank_growth": {module: list(ranks) for module, ranks in result.rank_growth.items()}, "errors": result.errors, "notes": notes,
     }
-    emit(data, [str(path), *_cost_lines(result.rank_growth, result.errors), *(f"note: {note}" for note in adapter.notes)], json=json)
+    emit(data, [str(path), *_cost_lines(result.rank_growth, result.errors), *(f"note: {note}" for note in notes)], json=json)
 
 
 def _cost_lines(growth: dict[str, tuple[int, int]], errors: dict[str, float]) -> list[str]:

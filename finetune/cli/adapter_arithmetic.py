@@ -152,6 +152,8 @@ def _with_origin(adapter: AdapterFile, operation: str, sources: list[AdapterFile
         values = [source.provenance.get(key) for source in sources]
         if values[0] is not None and all(value == values[0] for value in values):
             facts[key] = values[0]
+    if any(source.provenance.get("thinking_tokens") for source in sources):
+        facts["without"] = "thinking tokens"
     triggers = [source.provenance["trigger"] for source in sources if source.provenance.get("trigger")]
     if triggers:
         facts["trigger"] = ", ".join(dict.fromkeys(map(str, triggers)))
@@ -172,6 +174,8 @@ def _write(out: Path, adapter: AdapterFile, errors: dict[str, float], notes: lis
 
     _must_be_free(out)
     write_adapter(out, adapter)
+    if adapter.provenance.get("without"):
+        notes = [*notes, f"the {adapter.provenance['without']} of the sources are not in the result"]
     ranks = adapter.ranks.values()
     worst = max(errors, key=errors.__getitem__) if errors else None
     cost = f"largest relative error {errors[worst]:.4f} ({worst})" if worst else "exact"

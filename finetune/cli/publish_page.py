@@ -265,6 +265,8 @@ def _limits(source: Source, data: Mapping[str, Any], embedded: bool) -> list[str
         limits.append(f"Trained on {data['pictures']} pictures: prompts far from them follow the style less.")
     if embedded:
         limits.append("The base is a very small model for learning and testing, not for pictures of any quality.")
+    if source.adapter.provenance.get("thinking_tokens"):
+        limits.append("It was trained with thinking tokens, which Brushwork adds to the prompt; the lines above load the LoRA without them, and the pictures differ.")
     if source.run is None:
         limits.append("Published as a file alone: nothing is known here of how it was trained.")
     return limits

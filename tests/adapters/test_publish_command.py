@@ -175,3 +175,17 @@ def test_the_repository_of_the_recipe_is_taken_when_none_is_named(run_folder, hu
     run_folder.recipe.write_text(run_folder.recipe.read_text().replace("[publish]", '[publish]\nrepo = "me/from-recipe"'))
     code, out, _ = brushwork("publish", str(run_folder.path), "--dry-run", "--json")
     assert code == 0 and json.loads(out)["repo"] == "me/from-recipe"
+
+
+def test_thinking_tokens_go_along_with_the_adapter_that_needs_them(run_folder, hub, brushwork, licence_file):
+    from finetune.families.hunyuan_dit import FACTS
+    from finetune.thinking.tokens import FILE_NAME, ThinkingTokens, write_tokens
+
+    told = write_tokens(run_folder.adapter, ThinkingTokens(torch.randn(4, 24), FACTS.text_stream))
+    write_adapter(run_folder.adapter_file, read_adapter(run_folder.adapter_file).with_provenance(thinking_tokens=told))
+    code, _, _ = brushwork("publish", str(run_folder.path), "me/style", "--licence-file", licence_file, "--json")
+    assert code == 0 and hub.files[FILE_NAME] == (run_folder.adapter / FILE_NAME).read_bytes()
+    assert "thinking tokens" in hub.files["README.md"].decode()
+    (run_folder.adapter / FILE_NAME).unlink()
+    code, out, _ = brushwork("publish", str(run_folder.path), "me/style", "--licence-file", licence_file, "--json")
+    assert code == 2 and "thinking tokens" in json.loads(out)["error"]["what"]
