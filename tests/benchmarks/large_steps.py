@@ -1,0 +1,147 @@
+"""LoRA steps of a model of the full HunyuanDiT v1.2 configuration (1.5 billion random weights), held in each way.
+
+    python -m tests.benchmarks.large_steps FOLDER [--holds fp32 streamed nf4] [--pixels 256] [--blocks 0 40] [--steps 2] [--threads 2]
+
+FOLDER keeps the random base (3 GB, bf16) and the quantised weights. Each measurement is a process of its own; printed are
+seconds of the last step (wall and CPU), peak resident and anonymous memory, and the share of the machine's product speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+RANK = 16
+
+
+def status(key: str) -> int:
+    """Bytes of one line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class AnonymousPeak(threading.Thread):
+    """Watches the anonymous part of the resident set, of which the system keeps no maximum."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.finished = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.finished.wait(0.05):
+            self.peak = max(self.peak, status("RssAnon"))
+
+
+def product_rate(dtype: str = "float32") -> float:
+    """Operations a second of the best of some products 2048 x 2048 x 2048."""
+    import torch
+
+    left = torch.ones(2048, 2048, dtype=getattr(torch, dtype))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def measure(folder: Path, hold: str, pixels: int, blocks: int, steps: int) -> dict:
+    """Load, inject, take `steps` steps at random noise."""
+    import torch
+
+    from data_tools.progress import Progress
+    from finetune.adapters.lora import inject_lora, lora_parameters
+    from finetune.families.base_models import locate_base
+    from finetune.families.protocol import Conditioning, PictureGeometry
+    from finetune.objectives import NoiseLevel
+    from finetune.training.allocator import keep_freed_memory
+    from finetune.training.optimizers import build_optimizer
+    from finetune.training.placement import Hold, load_held
+
+    keep_freed_memory()
+    watch = AnonymousPeak()
+    watch.start()
+    base = locate_base(str(folder / "base"))
+    began = time.perf_counter()
+    pipeline = load_held(base, Hold(hold, torch.float32, ""), torch.device("cpu"), folder / "cache", Progress())
+    loaded, model = time.perf_counter() - began, pipeline.transformer
+    targets = base.family.facts.targets["attention"]
+    inject_lora(model, targets, RANK, seed=0)
+    base.family.prepare(model, blocks)
+    named = lora_parameters(model)
+    optimizer = build_optimizer("adamw", [parameter for _, parameter in named], 1e-4, 0.0)
+    t5_mask = torch.zeros(256, dtype=torch.bool)
+    t5_mask[:30] = True
+    conditioning = Conditioning({"clip": torch.randn(20, 1024), "t5": torch.randn(256, 2048), "t5_mask": t5_mask})
+    noisy, geometry = torch.randn(1, 4, pixels // 8, pixels // 8), PictureGeometry((pixels, pixels), (pixels, pixels))
+    for _ in range(steps):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        prediction = base.family.predict(model, noisy, NoiseLevel(torch.tensor([0.5]), torch.tensor([500.0])), [conditioning], [geometry])
+        prediction.pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wall, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+    watch.finished.set()
+    return {"hold": hold, "pixels": pixels, "blocks": blocks, "load": round(loaded, 1), "wall": round(wall, 2), "cpu": round(cpu, 2),
+            "peak_mib": status("VmHWM") >> 20, "anonymous_mib": watch.peak >> 20, "rate": product_rate(), "threads": torch.get_num_threads()}
+
+
+def required_flops(pixels: int) -> float:
+    """Of one LoRA step with a frozen base, counted on the meta device."""
+    from finetune.families.registry import family
+    from finetune.training.plan_model import step_cost
+    from tests.benchmarks.random_base import FULL
+
+    config = FULL | {"_class_name": "HunyuanDiT2DModel", "in_channels": 4, "patch_size": 2, "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
+    dit = family("hunyuan_dit")
+    return step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], RANK, 1, (pixels, pixels), 4).flops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--holds", nargs="+", default=["fp32", "streamed", "nf4"])
+    parser.add_argument("--pixels", type=int, nargs="+", default=[256])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 40])
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--one", action="store_true")
+    options = parser.parse_args()
+    if options.one:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        print(json.dumps(measure(options.folder, options.holds[0], options.pixels[0], options.blocks[0], options.steps)))
+        return
+    import torch
+
+    from tests.benchmarks.random_base import hunyuan_dit
+
+    hunyuan_dit(options.folder / "base", torch.bfloat16)
+    print("| hold | pixels | checkpointed | load s | step s | CPU s | peak MiB | anonymous MiB | of product speed |\n|---|---|---|---|---|---|---|---|---|")
+    for pixels in options.pixels:
+        work = required_flops(pixels)
+        for hold in options.holds:
+            for blocks in options.blocks:
+                command = [sys.executable, "-m", "tests.benchmarks.large_steps", str(options.folder), "--holds", hold, "--pixels", str(pixels), "--blocks", str(blocks),
+                           "--steps", str(options.steps), "--threads", str(options.threads), "--one"]
+                run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)})
+                if run.returncode:
+                    print(f"| {hold} | {pixels} | {blocks} | failed: {run.stderr.strip().splitlines()[-1][:120] if run.stderr.strip() else run.returncode} |", flush=True)
+                    continue
+                found = json.loads(run.stdout.splitlines()[-1])
+                # Against CPU seconds of all threads, so that other programs on the machine do not count.
+                share = work / (found["cpu"] * found["rate"] / found["threads"])
+                print(f"| {hold} | {pixels} | {blocks} | {found['load']} | {found['wall']} | {found['cpu']} | {found['peak_mib']} | {found['anonymous_mib']} | {share:.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
