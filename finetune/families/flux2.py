@@ -15,7 +15,6 @@ from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.flux import TRAINING_GUIDANCE
-from finetune.families.licences import APACHE
 from finetune.families.image_encoding import count_parameters, deterministic
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import flatten_grid, fold_patches, grid_ids, unflatten_grid
@@ -112,5 +111,8 @@ def _facts(name: str, pipeline_class: str, licence: LicenceTerms) -> FamilyFacts
 
 
 DEV = Flux2(_facts("flux2_dev", "Flux2Pipeline", NON_COMMERCIAL), with_negatives=False)
-# The 4B model is Apache-2.0; the 9B one has the non-commercial licence, which its repository states.
-KLEIN = Flux2(_facts("flux2_klein", "Flux2KleinPipeline", APACHE), with_negatives=True)
+# The configuration does not say which of the two licences a Klein has, so a card must not claim the freer one.
+KLEIN_TERMS = LicenceTerms(
+    identifier="other", name="flux2-klein", link="https://huggingface.co/black-forest-labs",
+    notice="FLUX.2 [klein] 4B is licensed under Apache-2.0, FLUX.2 [klein] 9B under the FLUX Non-Commercial License: the terms of the base hold.")
+KLEIN = Flux2(_facts("flux2_klein", "Flux2KleinPipeline", KLEIN_TERMS), with_negatives=True)

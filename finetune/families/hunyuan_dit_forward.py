@@ -53,7 +53,7 @@ def rotation_from(pair: tuple[Tensor, Tensor], text_bias: Tensor | None = None) 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """x: (B, tokens, heads, head_dim), neighbouring pairs turned by `angles`."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * angles[None, :, None].to(x.device)).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * angles[None, :, None]).flatten(-2).to(x.dtype)
 
 
 def condition(embedder: nn.Module, timestep: Tensor, states: Tensor, meta_size: Tensor | None, style: Tensor | None) -> Tensor:
@@ -114,7 +114,7 @@ def lean_forward(self: nn.Module, hidden_states: Tensor, timestep: Tensor, encod
     pack = self._padding_rows_equal and right_padded(text_embedding_mask) and right_padded(text_embedding_mask_t5)
     text, bias = (packed_text if pack else full_text)(
         self, encoder_hidden_states, text_embedding_mask, encoder_hidden_states_t5, text_embedding_mask_t5)
-    rotation = rotation_from(image_rotary_emb, bias)
+    rotation = rotation_from(tuple(table.to(hidden_states.device) for table in image_rotary_emb), bias)
     states, skips, half = self.pos_embed(hidden_states), [], self.config.num_layers // 2
     for layer, block in enumerate(self.blocks):
         skip = {"skip": skips.pop()} if layer > half else {}
