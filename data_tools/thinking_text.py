@@ -119,14 +119,17 @@ def trace_text(record: ThinkingRecord) -> str:
 def additions(record: ThinkingRecord) -> list[str]:
     """What the enhanced prompt says beyond the prompt itself, the most useful first (the last are dropped to fit).
 
-    Nothing is invented: relations and elements are said once more in plain clauses, then background, layout and style.
+    Nothing is invented: relations, and elements with their counts and attributes, are said once more in plain clauses,
+    then background and style. A prompt of one thing has no structure to repeat and is left alone, and an inferred layout
+    stays in the trace: measured on the embedded model, such words drew away from the subject (1.00 to 0.35 right).
     """
+    if len(record.elements) < 2:
+        return []
     clauses = relation_sentences(record)
     separator = "，" if record.language == "zh" else ", "
-    if record.elements:
+    if any(element.count > 1 or element.attributes for element in record.elements):
         clauses.append(separator.join(element_words(element, record.language) for element in record.elements))
-    clauses += [text for text in (record.environment, record.composition, separator.join(record.style)) if text]
-    return clauses
+    return clauses + [text for text in (record.environment, separator.join(record.style)) if clauses and text]
 
 
 def joined(prompt: str, clauses: list[str], language: str) -> str:

@@ -20,8 +20,8 @@ Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="`mini
 Adapters = Annotated[list[str] | None, typer.Option("--adapters", "--adapter", "-a", metavar="FILE[:WEIGHT]", help="Adapter file or folder, and its strength; can be given several times, or several names after one another.")]
 More = Annotated[list[str] | None, typer.Argument(metavar="[ADAPTER]...", help="Further adapters, as after --adapters.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds such as 0-3 or 1,5: every prompt is drawn with each.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Sampler steps; left out: of the adapter's run, else 20.")]
-Guidance = Annotated[float | None, typer.Option("--guidance", min=0, max=100, help="Classifier-free guidance; left out: of the adapter's run, else 5.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Sampler steps; left out: of the adapter's run, of a recipe for this base, else 20.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", min=0, max=100, help="Classifier-free guidance; left out: as --steps, else 5.")]
 Size = Annotated[str | None, typer.Option("--size", metavar="WIDTHxHEIGHT", help="Pixels; left out: the model's own.")]
 
 
@@ -42,7 +42,7 @@ def _recipe_of(adapters: Sequence[str]) -> Recipe | None:
 
     for text in adapters[:1]:
         path = split_weight(text)[0].resolve()
-        for folder in (path, *path.parents):
+        for folder in (path, *list(path.parents)[:4]):
             if (folder / "recipe.toml").is_file():
                 return load_recipe(folder / "recipe.toml")
     return None
@@ -59,10 +59,15 @@ def _base_of(base: str | None, adapters: Sequence[str]) -> str:
     return stated.pop()
 
 
-def _setting(given: Any, recipe: Recipe | None, name: str, usual: Any) -> Any:
-    if given is not None:
-        return given
-    return getattr(recipe.samples, name) if recipe is not None else usual
+def _settings(recipe: Recipe | None, base: str, steps: int | None, guidance: float | None, negative: str | None) -> tuple[int, float, str]:
+    """Steps, guidance and negative prompt: as given, else of the adapter's run, of a shipped recipe for this base, the defaults."""
+    from finetune.recipe import load_recipe
+    from finetune.recipe_settings import SampleSettings
+    from finetune.recipe_shelf import recipes_for_base
+
+    shipped = recipes_for_base(base)
+    usual = recipe.samples if recipe is not None else load_recipe(shipped[0].path).samples if shipped else SampleSettings()
+    return (usual.steps if steps is None else steps, usual.guidance if guidance is None else guidance, usual.negative if negative is None else negative)
 
 
 def compare(
@@ -94,8 +99,7 @@ def compare(
     found = locate_base(_base_of(base, named))
     height, width = _height_width(size)
     comparison = Comparison(
-        chosen, subjects_of(named), seed_numbers, _setting(steps, recipe, "steps", 20), _setting(guidance, recipe, "guidance", 5.0),
-        _setting(negative, recipe, "negative", ""), height, width, references or trained, trained, measures.split(",") if measures else None, at_hand(given))
+        chosen, subjects_of(named), seed_numbers, *_settings(recipe, found.identifier, steps, guidance, negative), height, width, references or trained, trained, measures.split(",") if measures else None, at_hand(given))
     result = compare_all(found, comparison, out, progress_for(quiet))
     data = {"rows": result["rows"], "evaluation": out / "evaluation.json", "report": out / "report.html", "drawn": result["drawn"], "near_copies": result["near_copies"],
             "left_out": result["left_out"], "imported": result["imported"]}
@@ -143,9 +147,10 @@ def export_pictures(
     recipe = _recipe_of(named)
     chosen, wanted = read_form(form, prompts)
     height, width = _height_width(size)
-    comparison = Comparison(chosen[:limit], subjects_of(named), parse_seeds([seeds]) if seeds else range(wanted), _setting(steps, recipe, "steps", 20),
-                            _setting(guidance, recipe, "guidance", 5.0), "", height, width)
-    result = export(locate_base(_base_of(base, named)), comparison, form, prompts, out, progress_for(quiet))
+    found = locate_base(_base_of(base, named))
+    comparison = Comparison(chosen[:limit], subjects_of(named), parse_seeds([seeds]) if seeds else range(wanted),
+                            *_settings(recipe, found.identifier, steps, guidance, None), height, width)
+    result = export(found, comparison, form, prompts, out, progress_for(quiet))
     emit(result, [f"{name}  {folder}  {result['files'][name]} pictures" for name, folder in result["folders"].items()], json=json)
 
 

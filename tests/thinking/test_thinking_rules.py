@@ -144,3 +144,10 @@ def test_quotes_of_all_kinds_but_no_apostrophes():
 
 def test_language_needs_letters():
     assert [language_of(text) for text in ("", "123", "cat", "猫", "一只 cat")] == ["en", "en", "en", "zh", "zh"]
+
+
+@pytest.mark.parametrize("prompt", ["dog on a green background", "红色背景上的狗", "a red fox, watercolor", "a dog and a snail"])
+def test_a_prompt_without_structure_is_left_alone_and_its_layout_stays_in_the_trace(prompt):
+    record = think_by_rules(prompt)
+    assert record.ok and record.enhanced == prompt
+    assert record.composition and record.composition in record.trace

@@ -84,3 +84,19 @@ def test_a_record_that_gave_up_is_not_trained_on(tmp_path):
     thinking_path(pictures / "picture0.png").write_text(json.dumps(think_by_rules("x").given_up("lost").to_json()))
     recipe = small_recipe("mini", pictures, data__thinking="trace")
     assert build_training_set(recipe, family("hunyuan_dit").facts, Progress()).captions.variants[0] == ("sks, a round thing number 0",)
+
+
+def test_publishing_takes_the_tokens_along_and_refuses_an_adapter_that_lost_them(job, tmp_path):
+    from finetune.cli.publish_page import build_page, read_source
+
+    _, _, result = job
+    page = build_page(read_source(result.adapter), "someone/rounds", base_model="someone/base", licence=None, licence_file=None, title=None, fetch=False)
+    for file in page.files:
+        (tmp_path / file.name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.name).write_bytes(file.content)
+    published = read_adapter(tmp_path / "pytorch_lora_weights.safetensors")
+    assert torch.equal(tokens_of(published, tmp_path, family("hunyuan_dit").facts.text_stream).states, read_tokens(result.adapter).states)
+    shutil.copy(result.adapter / "pytorch_lora_weights.safetensors", tmp_path / "alone.safetensors")
+    (tmp_path / FILE_NAME).unlink()
+    with pytest.raises(AdapterError, match="is not beside it"):
+        read_source(tmp_path / "alone.safetensors")
