@@ -36,12 +36,9 @@ def caption(
     replace: Annotated[list[str] | None, typer.Option("--replace", metavar="OLD=NEW", help="Edit: replace a text everywhere.")] = None,
     regex: Annotated[bool, typer.Option("--regex", help="OLD of --replace is a regular expression.")] = False,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Edit: remove this tag (part between commas). Can be given several times.")] = None,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Edit: shuffle the parts between commas.")] = False,
-    keep_tokens: Annotated[int, typer.Option("--keep-tokens", min=0, help="First parts that --shuffle leaves in place.")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Edit: shuffle the parts between commas.")] = False, keep_tokens: Annotated[int, typer.Option("--keep-tokens", min=0, help="First parts that --shuffle leaves in place.")] = 0,
     keep_first: Annotated[int | None, typer.Option("--keep-first", min=1, help="Edit: keep this many parts.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of --shuffle.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Take back the last edit.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of --shuffle.")] = 0, dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False, undo: Annotated[bool, typer.Option("--undo", help="Take back the last edit.")] = False,
     layout: Layout = "auto", image_root: ImageRoot = None, workers: Workers = None, fresh: Fresh = False, json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Caption the pictures that have none, or edit the captions that are there. Files are written beside the pictures."""

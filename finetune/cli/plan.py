@@ -40,13 +40,20 @@ def plan(
 
 def _lines(made: Plan) -> list[str]:
     width = max(map(len, made.memory_bytes))
+    disk = {name: size for name, size in made.disk_bytes.items() if name != "total" and size}
+    parts = [f"{name.replace('_', ' ')} {_size(size)}" for name, size in disk.items()]
     lines = [
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
-        f"memory: {made.memory_bytes['peak'] / GIB:.2f} of {made.budget_bytes / GIB:.2f} GiB: {'fits' if made.fits else 'DOES NOT FIT'}",
-        *(f"  {name:{width}}  {size / GIB:6.2f} GiB" for name, size in made.memory_bytes.items() if name != "peak"),
+        f"memory: {_size(made.memory_bytes['peak'])} of {_size(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'}",
+        *(f"  {name:{width}}  {_size(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
-        f"disk: {sum(made.disk_bytes.values()) / GIB:.2f} GiB ({', '.join(f'{name} {size / GIB:.2f}' for name, size in made.disk_bytes.items())})",
+        f"disk: {_size(sum(disk.values()))} ({', '.join(parts)})",
     ]
     for saving in made.savings:
-        lines.append(f"changed to fit: {saving.setting} = {saving.value} saves {saving.saves_bytes / GIB:.2f} GiB; costs {saving.costs}")
+        lines.append(f"changed to fit: {saving.setting} = {saving.value} saves {_size(saving.saves_bytes)}; costs {saving.costs}")
     return lines + [f"note: {note}" for note in made.notes]
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit in which they can be read."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f} MiB"

@@ -35,8 +35,10 @@ class Wanted:
     run: Path | None = None
 
 
-def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: str | None, changes: Sequence[str] | None) -> Wanted:
-    """The recipe that the command line asks for. Raises RecipeError, or BadInput when pictures or base are not named."""
+def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: str | None, changes: Sequence[str] | None, *, needs_pictures: bool = True) -> Wanted:
+    """The recipe that the command line asks for. Raises RecipeError, or BadInput when pictures or base are not named.
+
+    needs_pictures: False takes a recipe that names no folder of pictures; a folder that is named must be there all the same."""
     from finetune.recipe import load_recipe
     from finetune.recipe_shelf import find_recipe
 
@@ -48,7 +50,8 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
     if not folder.is_dir():
         if recipe is not None:
             raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")
-        return Wanted(_with_pictures(load_recipe(_recipe_file(target), overrides), target))
+        loaded = load_recipe(_recipe_file(target), overrides)
+        return Wanted(_with_pictures(loaded, target) if needs_pictures or loaded.data.folder else loaded)
     overrides.insert(0, f"data.folder={json.dumps(str(folder))}")
     if recipe is not None:
         return Wanted(load_recipe(find_recipe(recipe), overrides))

@@ -69,6 +69,7 @@ def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameter
 def _provenance(prepared: Prepared, step: int) -> dict[str, Any]:
     return {
         "base_model": prepared.base.identifier, "base_revision": prepared.base.revision, "family": prepared.base.family.facts.name,
+        "kind": prepared.recipe.adapter.kind,
         "recipe_hash": prepared.recipe.settings_hash(), "data_hash": prepared.training_set.data_hash, "trigger": prepared.recipe.data.trigger,
         "licence": prepared.recipe.publish.licence or prepared.base.licence.identifier, "steps": step, "pictures": len(prepared.training_set.pictures),
     }
