@@ -22,6 +22,7 @@ import numpy as np
 
 from data_tools.progress import PlainProgress
 from data_tools.thinking_rules import think_by_rules
+from data_tools.thinking_text import element_words, joined, relation_sentences
 from finetune.evaluation.intervals import bootstrap_mean
 from finetune.evaluation.pixel_features import oklab, palette_histogram, total_variation
 from finetune.families.base_models import locate_base
@@ -54,9 +55,27 @@ def drawn(base: Any, prompts: list[str], adapter: Path | None = None, guidance: 
     return np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in pictures])
 
 
-def thought(prompts: list[str], trigger: str | None = None) -> list[str]:
+def thought(prompts: list[str]) -> list[str]:
     """The same prompts as `--think` draws them."""
-    return [think_by_rules(prompt, trigger=trigger).enhanced for prompt in prompts]
+    return [think_by_rules(prompt).enhanced for prompt in prompts]
+
+
+def in_full(prompt: str) -> str:
+    """The prompt followed by all that was thought: elements, relations, background and layout, whether they add anything or not."""
+    record = think_by_rules(prompt)
+    comma = "，" if record.language == "zh" else ", "
+    elements = comma.join(element_words(element, record.language) or element.name for element in record.elements)
+    return joined(prompt, [text for text in (*relation_sentences(record), elements, record.environment, record.composition, comma.join(record.style)) if text], record.language)
+
+
+def variants(base: Any, prompts: list[str]) -> dict[str, np.ndarray]:
+    """Pictures of the prompts as they are, as `--think` draws them, and with everything in full; equal texts are drawn once."""
+    pictures = {"plain": drawn(base, prompts)}
+    shipped = thought(prompts)
+    changed = [index for index, (one, other) in enumerate(zip(prompts, shipped, strict=True)) if one != other]
+    pictures["thinking"] = drawn(base, shipped) if changed else pictures["plain"]
+    pictures["thinking in full"] = drawn(base, [in_full(prompt) for prompt in prompts])
+    return pictures
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
@@ -64,9 +83,10 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {"value": round(found.value, 4), "low": found.low and round(found.low, 4), "high": found.high and round(found.high, 4), "prompts": found.prompts}
 
 
-def paired(plain: np.ndarray, thinking: np.ndarray) -> dict[str, Any]:
-    """Means of both, and the mean difference thinking - plain with its interval."""
-    return {"plain": round(float(np.mean(plain)), 4), "thinking": round(float(np.mean(thinking)), 4), "difference": interval(np.asarray(thinking, float) - np.asarray(plain, float))}
+def paired(scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means by variant, and the mean difference of each to the plain prompts with its interval."""
+    plain = np.asarray(scores["plain"], float)
+    return {name: {"mean": round(float(np.mean(own)), 4), "difference": interval(np.asarray(own, float) - plain)} for name, own in scores.items()}
 
 
 def true_shapes(packages: Path) -> dict[str, np.ndarray]:
@@ -85,41 +105,41 @@ def grounds(base: Any, shapes: dict[str, np.ndarray]) -> dict[str, Any]:
     colours = [name for name in COLOURS if name != "white"]
     pairs = [(row, next(c for c in colours[row % 13 :] + colours if is_held_out(row, c))) for row in range(len(NAMED))]
     prompts = [f"{COLOURS[c][1]}背景上的{NAMED[row][2]}" if row % 3 == 2 else f"{NAMED[row][1]} on a {c} background" for row, c in pairs]
-    found: dict[str, list[np.ndarray]] = {"ground": [], "shape": []}
-    for variant in (prompts, thought(prompts)):
-        pictures = drawn(base, variant)
-        found["ground"].append(np.array([ground_name(picture) == c for picture, (_, c) in zip(pictures, pairs, strict=True)]))
+    ground, shape = {}, {}
+    for name, pictures in variants(base, prompts).items():
+        ground[name] = np.array([ground_name(picture) == c for picture, (_, c) in zip(pictures, pairs, strict=True)])
         vectors = shape_vectors(pictures)
-        found["shape"].append(np.array([(vectors[i] @ shapes[c].T).argmax() == row for i, (row, c) in enumerate(pairs)]))
-    return {"right ground": paired(*found["ground"]), "right subject": paired(*found["shape"]), "example": [prompts[0], thought(prompts)[0]]}
+        shape[name] = np.array([(vectors[i] @ shapes[c].T).argmax() == row for i, (row, c) in enumerate(pairs)])
+    return {"right ground": paired(ground), "right subject": paired(shape), "example": [prompts[0], thought(prompts)[0], in_full(prompts[0])]}
 
 
 def two_objects(base: Any, shapes: dict[str, np.ndarray]) -> dict[str, Any]:
     """Two subjects in one picture, which the base has never seen: how like the fainter of the two the picture is."""
     pairs = [(row, (row * 7 + 11) % len(NAMED)) for row in range(0, len(NAMED), 2)]
-    prompts = [f"a {NAMED[a][1]} and a {NAMED[b][1]}" for a, b in pairs]
-    likeness, either = [], []
-    for variant in (prompts, thought(prompts)):
-        cosines = shape_vectors(drawn(base, variant)) @ shapes["white"].T
-        likeness.append(np.array([min(cosines[i, a], cosines[i, b]) for i, (a, b) in enumerate(pairs)]))
-        either.append(np.array([cosines[i].argmax() in pair for i, pair in enumerate(pairs)]))
-    return {"likeness of the fainter": paired(*likeness), "nearest is one of the two": paired(*either), "example": [prompts[0], thought(prompts)[0]]}
+    # A relation gives `--think` something to say; a bare "and" does not.
+    prompts = [f"a {NAMED[a][1]} to the left of a {NAMED[b][1]}" if i % 2 else f"a {NAMED[a][1]} and a {NAMED[b][1]}" for i, (a, b) in enumerate(pairs)]
+    likeness, either = {}, {}
+    for name, pictures in variants(base, prompts).items():
+        cosines = shape_vectors(pictures) @ shapes["white"].T
+        likeness[name] = np.array([min(cosines[i, a], cosines[i, b]) for i, (a, b) in enumerate(pairs)])
+        either[name] = np.array([cosines[i].argmax() in pair for i, pair in enumerate(pairs)])
+    return {"likeness of the fainter": paired(likeness), "nearest is one of the two": paired(either), "example": [prompts[0], thought(prompts)[0], in_full(prompts[0])]}
 
 
 def object_colours(base: Any) -> dict[str, Any]:
     """A subject in a colour of its own: distance of what is not ground to that colour. The base knows colours of grounds only."""
     asked = [(row, OBJECT_COLOURS[row % len(OBJECT_COLOURS)]) for row in range(1, len(NAMED), 2)]
     prompts = [f"a {colour} {NAMED[row][1]} on a white background" for row, colour in asked]
-    distances = []
-    for variant in (prompts, thought(prompts)):
+    distances = {}
+    for name, pictures in variants(base, prompts).items():
         found = []
-        for picture, (_, colour) in zip(drawn(base, variant), asked, strict=True):
+        for picture, (_, colour) in zip(pictures, asked, strict=True):
             lab = oklab((picture * 255).astype(np.uint8)).reshape(-1, 3)
             wanted = oklab(np.array([[COLOURS[colour][0]]], np.uint8))[0, 0]
             shown = lab[np.linalg.norm(lab - np.median(lab[:SIZE], axis=0), axis=1) > 0.1]
             found.append(np.linalg.norm(shown.mean(0) - wanted) if len(shown) else 1.0)
-        distances.append(np.array(found))
-    return {"distance to the colour": paired(*distances), "example": [prompts[0], thought(prompts)[0]]}
+        distances[name] = np.array(found)
+    return {"distance to the colour": paired(distances), "example": [prompts[0], thought(prompts)[0], in_full(prompts[0])]}
 
 
 def prompts_study(packages: Path) -> dict[str, Any]:
@@ -161,20 +181,22 @@ def adapters_study(work: Path, steps: int) -> dict[str, Any]:
 
     shutil.copytree(style_folder(), work / "pictures", dirs_exist_ok=True)
     for file in sorted((work / "pictures").glob("*.txt")):
-        write_record(thinking_path(file.with_suffix(".png")), think_by_rules(file.read_text("utf-8").strip()))
+        caption = file.read_text("utf-8").strip()
+        write_record(thinking_path(file.with_suffix(".png")), replace(think_by_rules(caption), enhanced=in_full(caption)))
     truths = sorted(held_out_folder().glob("*.png"))
     true_pictures = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) / 255 for path in truths])
     captions = [path.with_suffix(".txt").read_text("utf-8").strip() for path in truths]
     plain = [f"{TRIGGER}, {caption}" for caption in captions]
-    thinking = [f"{TRIGGER}, {prompt}" for prompt in thought(captions)]
+    # The captions name one thing each, which `--think` leaves alone; traces are trained and used in full here.
+    thinking = [f"{TRIGGER}, {in_full(caption)}" for caption in captions]
     base = locate_base("mini")
     tokens = trained("tokens", work, steps, **{"adapter.thinking_tokens": 4})
     without, traces = trained("plain", work, steps), trained("trace", work, steps, **{"data.thinking": "trace"})
-    variants = {"base": (None, plain), "plain": (without, plain), "plain, thinking in use": (without, thinking), "trained with traces, thinking in use": (traces, thinking),
+    studied = {"base": (None, plain), "plain": (without, plain), "plain, thinking in use": (without, thinking), "trained with traces, thinking in use": (traces, thinking),
                 "thinking tokens": (tokens, plain), "thinking tokens, filled with their mean": (untrained_tokens(tokens, work), plain)}
     style = np.mean([palette_histogram((picture * 255).astype(np.uint8), 4) for picture in true_pictures], axis=0)
     scores = {}
-    for name, (adapter, prompts) in variants.items():
+    for name, (adapter, prompts) in studied.items():
         pictures = drawn(base, prompts, adapter, 2.5)
         distance = np.array([total_variation(palette_histogram((picture * 255).astype(np.uint8), 4), style) for picture in pictures])
         right = (shape_vectors(pictures) @ shape_vectors(true_pictures).T).argmax(1) == np.arange(len(pictures))
