@@ -87,7 +87,7 @@ def write_report(run: RunFolder) -> Path:
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
         sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, width=CURVE_WIDTH, height=CURVE_HEIGHT,
         pictures=data.get("pictures", 0), left_out=data.get("left_out", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
-        recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else "",
+        recipe="".join(path.read_text(encoding="utf-8") for path in (run.recipe, run.path / "preference.toml") if path.exists()),
     )
     write_text(run.report, page)
     return run.report

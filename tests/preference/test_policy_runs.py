@@ -74,7 +74,7 @@ def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(bases, rated,
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows if "kl" in row] == [2, 4]
     assert {"reward", "kl", "diversity", "drift", "out_of_range", "kl_steps"} <= set(rows[-1])
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "Reward on held-out prompts" in report and "Divergence from the base" in report and result.sheet.is_file()
+    assert "Reward on held-out prompts" in report and "sampler_steps = 4" in report and "Divergence from the base" in report and result.sheet.is_file()
     assert read_adapter(result.adapter).provenance["preference_method"] == method
 
 
@@ -231,6 +231,16 @@ def test_strange_prompt_files_are_named(tmp_path, content, named):
         read_prompts(tmp_path / "prompts")
     with pytest.raises(BrushworkError, match="no such file"):
         read_prompts(tmp_path / "absent")
+
+
+def test_generate_draws_with_the_adapter_of_a_preference_run(bases, rated, tmp_path):
+    train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "run")
+    command = [sys.executable, "-m", "finetune", "generate", "--base", str(bases["hunyuan_dit"]), "--adapter", str(tmp_path / "run" / "adapter"), "--prompt", "a dog", "--best-of", "3", "--reward", "measure:warmth",
+               "--steps", "2", "--size", "32x32", "--out", str(tmp_path / "pictures"), "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    [picture] = [one for one in json.loads(result.stdout)["pictures"] if Path(one["path"]).is_file()][:1]
+    assert isinstance(picture["score"], float)
 
 
 def test_a_run_says_what_it_does(bases, rated, tmp_path):

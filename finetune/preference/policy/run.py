@@ -29,7 +29,7 @@ from finetune.preference.policy.guard import Guard
 from finetune.preference.policy.methods import Method
 from finetune.preference.policy.paths import path_for
 from finetune.preference.policy.pictures import encode_pairs
-from finetune.preference.policy.settings import PreferenceSettings, dump_settings, read_settings
+from finetune.preference.policy.settings import PreferenceSettings, dump_settings, read_settings, settings_file
 from finetune.preference.policy.state import TrainedModel, restore_checkpoint, save_checkpoint
 from finetune.preference.rewards.protocol import Reward
 from finetune.preference.rewards.reward_files import load_reward, witness_of
@@ -90,11 +90,11 @@ def train_preference(settings: PreferenceSettings, out: Path, *, resume: bool = 
 
 
 def _check_folder(run: RunFolder, settings: PreferenceSettings, resume: bool) -> None:
-    if not run.exists:
+    if not run.exists and not settings_file(run).exists():
         return
     if not resume:
         raise RunFolderError("holds a run already", where=str(run.path), fix="go on with --resume, or choose another folder with --out")
-    changes = settings.differences(read_settings(run.recipe))
+    changes = settings.differences(read_settings(settings_file(run)))
     if changes:
         raise RunFolderError("the run was started with other settings: " + "; ".join(changes), where=str(run.path), fix="set them back, or start a new run with --out")
 
@@ -116,7 +116,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     if settings.method == "dpo" and not pairs[0]:
         raise DataError("there are no comparisons of training prompts to learn from", where=settings.data, fix="rate some pairs first: brushwork prefer rate")
     model = _inject(settings, loaded)
-    write_text(run.recipe, dump_settings(settings))
+    write_text(settings_file(run), dump_settings(settings))
     denoiser = _denoiser(settings, folder, loaded, objective)
     progress.say(f"{len(train_prompts)} prompts to learn from, {len(held_out)} held out; drawing the base's pictures for the checks")
     meter = DriftMeter(denoiser, held_out[:settings.check_prompts], settings.check_seeds, settings.noise, reward, witness)

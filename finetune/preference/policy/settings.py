@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from data_tools.errors import BadInput
 from finetune.errors import RecipeError
 from finetune.recipe_settings import Section, setting
+from finetune.training.run_folder import RunFolder
 
 METHODS = ("dpo", "grpo", "draft", "refl")
 
@@ -115,6 +116,11 @@ def dump_settings(settings: PreferenceSettings) -> str:
     lines = ["[preference]"]
     lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.model_dump().items() if value is not None]
     return "\n".join(lines) + "\n"
+
+
+def settings_file(run: RunFolder) -> Path:
+    """Where a run keeps its settings; not `recipe.toml`, which other verbs read as a training recipe."""
+    return run.path / "preference.toml"
 
 
 def read_settings(path: Path) -> PreferenceSettings:
