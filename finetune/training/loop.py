@@ -141,7 +141,7 @@ def check_numbers(job: TrainingJob, step: int, numbers: StepNumbers, watch: Loss
         raise TrainingError(f"the {numbers.bad} of step {step + 1} is not finite; pictures: {_pictures_of(job, step)}", where=str(job.run.path), fix=fix)
     if watch.blew_up(numbers.loss):
         raise TrainingError(
-            f"the loss blew up at step {step + 1}: {watch.smoothed:.3g} after {watch.lowest:.3g}; pictures: {_pictures_of(job, step)}",
+            f"the loss blew up at step {step + 1}: {numbers.loss:.3g} after {watch.lowest_single:.3g} at best; pictures: {_pictures_of(job, step)}",
             where=str(job.run.path), fix=fix,
         )
 

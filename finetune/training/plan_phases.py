@@ -25,6 +25,8 @@ EFFICIENCY = 0.8
 # Seconds that one call into the tensor library costs on top of its arithmetic.
 OPERATION_SECONDS = 6e-6
 PROBE_SECONDS = 0.3
+# Threads, buffers of the product library and what a run keeps of its data, beyond the imports; measured.
+WORKING_BYTES = 48 << 20
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
@@ -116,7 +118,7 @@ def _library_bytes() -> int:
     import peft  # noqa: F401  (imported for its weight)
     import psutil
 
-    return psutil.Process().memory_info().rss
+    return psutil.Process().memory_info().rss + WORKING_BYTES
 
 
 def proof_bytes(model: torch.nn.Module, facts: Any, hold: Hold, recipe: Recipe, around: Surroundings) -> float:
