@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -36,20 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     json = "--json" in arguments
     with output.clean_standard_output() if json else contextlib.nullcontext():
-        code = output.run(lambda: _command()(arguments, prog_name="brushwork", standalone_mode=False), json=json)
+        code = output.run(lambda: _command(arguments[:1])(arguments, prog_name="brushwork", standalone_mode=False), json=json)
     sys.stdout.flush()
     sys.exit(code)
 
 
-def _command():
-    """The whole tree of verbs."""
+def _command(first: Sequence[str] = ()):
+    """The tree of verbs: all of them, or only the group that `first` names, since each file costs some start-up time."""
     import typer.main
 
     from finetune.cli import output
 
     app = output.command_group("Fine-tune diffusion transformers with LoRA: from a folder of pictures to an adapter that is proven to load.")
     output.add_version(app)
-    for name in VERB_FILES:
-        if importlib.util.find_spec(f"finetune.cli.{name}"):
-            importlib.import_module(f"finetune.cli.{name}").register(app)
+    for name in first if set(first) <= set(VERB_FILES) and first else VERB_FILES:
+        importlib.import_module(f"finetune.cli.{name}").register(app)
     return typer.main.get_command(app)

@@ -11,9 +11,6 @@ import json as json_format
 import os
 import re
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -166,6 +163,11 @@ def system_error(error: OSError) -> BrushworkError:
 
 def defect(error: Exception) -> BrushworkError:
     """An exception that nobody expected: its traceback goes to a file, the user gets one line."""
+    # Imported here: this is the only use, and every start of the command would pay for them.
+    import tempfile
+    import time
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     summary = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
