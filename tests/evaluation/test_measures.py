@@ -127,6 +127,8 @@ def test_style_gain_is_0_for_the_base_and_1_at_the_style():
     base, style = [stripes("down"), stripes("down", 40)], stripes("across")
     own = values("style_gain", base, base=base, references=[style])
     assert own.mean() == pytest.approx(0)
+    # Pictures of unrelated prompts, which may be anything, do not count as the base's usual distance.
+    assert values("style_gain", [*base, flat(RED)], base=[*base, flat(RED)], references=[style], splits=["style", "style", "unrelated"])[:2] == pytest.approx(own)
     assert values("style_gain", [style, style], base=base, references=[style]) == pytest.approx([1, 1])
 
 

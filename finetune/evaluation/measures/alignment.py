@@ -11,6 +11,6 @@ def values(evidence: Evidence) -> np.ndarray:
 
 
 MEASURE = Measure(
-    "alignment", "share of the base's denoising error on the picture that its prompt removes, against the empty prompt",
+    "alignment", "share of the base's denoising error on the picture that its prompt removes, against the empty prompt; a style that the base does not draw lowers it too",
     "conditional against unconditional denoising error, Li et al., Your Diffusion Model is Secretly a Zero-Shot Classifier (2023)",
     float("-inf"), 1, "higher", ("judge",), splits=("style", "holdout", "unrelated"), values=values)
