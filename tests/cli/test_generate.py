@@ -1,0 +1,100 @@
+"""`generate`: a grid over weights and seeds, settings in each picture, thoughts, the best of N, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data_tools.errors import BadInput
+from finetune.adapters.adapter_file import AdapterFile, write_adapter
+from finetune.cli.generate_arguments import parse_adapters, parse_seeds, parse_size, weight_sets
+from finetune.sampling import read_settings
+
+QUICK = ["--steps", "1", "--size", "64"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """A small LoRA for the tiny base, strong enough to be seen."""
+    path = tmp_path_factory.mktemp("run") / "my-style.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for module in ("blocks.0.attn1.to_q", "blocks.0.attn1.to_v", "blocks.1.attn1.to_out.0"):
+        tensors[f"{module}.lora_A.weight"] = torch.randn(4, 32, generator=generator)
+        tensors[f"{module}.lora_B.weight"] = torch.randn(32, 4, generator=generator)
+    write_adapter(path, AdapterFile(tensors).with_provenance(trigger="sks", base_model="unused"))
+    return path
+
+
+def test_a_grid_of_weights_and_seeds_becomes_pictures_with_settings_and_one_sheet(brushwork, tiny_base, adapter, tmp_path):
+    out = tmp_path / "pictures"
+    said = brushwork("generate", "--base", tiny_base, "-a", f"{adapter}:0,1", "-p", "sks, a cat", "-p", "猫 sks", "--seed", "3-4", "--out", out, "--json", *QUICK)
+    assert said.code == 0, said.err
+    pictures = said.data["pictures"]
+    assert len(pictures) == 2 * 2 * 2 and all(set(each) >= {"path", "prompt", "seed", "adapters", "score"} for each in pictures)
+    assert {(each["prompt"], each["seed"], each["adapters"][0]["weight"]) for each in pictures} == {(p, s, w) for p in ("sks, a cat", "猫 sks") for s in (3, 4) for w in (0.0, 1.0)}
+    stored = read_settings(pictures[0]["path"])
+    assert stored["prompt"] == "sks, a cat" and stored["seed"] == 3 and stored["adapters"] == [{"path": str(adapter), "weight": 0.0}]
+    by_weight = {each["adapters"][0]["weight"]: Image.open(each["path"]).tobytes() for each in pictures if each["prompt"] == "sks, a cat" and each["seed"] == 3}
+    assert by_weight[0.0] != by_weight[1.0], "the adapter did nothing"
+    with Image.open(said.data["sheet"]) as sheet:
+        assert sheet.width > 2 * 128 and sheet.height > 4 * 128
+
+    # The same pictures side by side: a batch of another size rounds differently.
+    bare = brushwork("generate", "--base", tiny_base, "-p", "sks, a cat", "-p", "猫 sks", "--seed", "3-4", "--out", out, "--json", *QUICK)
+    assert Image.open(bare.data["pictures"][0]["path"]).tobytes() == by_weight[0.0], "weight 0 is not the base"
+    assert bare.data["pictures"][0]["path"] not in {each["path"] for each in pictures} and len(list(out.glob("*.png"))) == 8 + 4 + 2
+
+
+def test_a_prompt_that_asks_to_think_is_thought_about_and_the_thoughts_are_kept(brushwork, tiny_base, tmp_path):
+    said = brushwork("generate", "--base", tiny_base, "-p", "<think> a red cat beside a dog", "--out", tmp_path, "--json", *QUICK)
+    assert said.code == 0, said.err
+    picture = said.data["pictures"][0]
+    assert set(picture["thinking"]) >= {"elements", "relations", "style", "trace", "enhanced", "ok"}
+    assert Path(picture["path"]).with_suffix(".thinking.json").exists()
+    assert read_settings(picture["path"])["prompt"] == picture["thinking"]["enhanced"] or not picture["thinking"]["ok"]
+
+
+def test_the_best_of_several_is_kept_with_its_score(brushwork, tiny_base, tmp_path):
+    said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--best-of", "3", "--reward", "measure:warmth", "--out", tmp_path, "--json", *QUICK)
+    assert said.code == 0, said.err
+    assert len(said.data["pictures"]) == 1 and isinstance(said.data["pictures"][0]["score"], float)
+    assert said.data["gain"]["n"] == 3 and said.data["gain"]["mean"] >= 0
+
+
+def test_a_prompt_without_the_trigger_is_pointed_out(brushwork, tiny_base, adapter, tmp_path):
+    said = brushwork("generate", "--base", tiny_base, "-a", adapter, "-p", "a cat", "--out", tmp_path, *QUICK)
+    assert said.code == 0 and 'trigger "sks"' in said.err
+
+
+def test_an_adapter_of_another_model_is_refused(brushwork, tiny_base, tmp_path):
+    path = tmp_path / "other.safetensors"
+    write_adapter(path, AdapterFile({"single_blocks.0.x.lora_A.weight": torch.ones(2, 8), "single_blocks.0.x.lora_B.weight": torch.ones(8, 2)}))
+    said = brushwork("generate", "--base", tiny_base, "-a", path, "-p", "a cat", "--out", tmp_path, *QUICK)
+    assert said.code == 2 and "not layers of this model" in said.err and not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["--seed", "x"], "not a seed"), (["--seed", "5-2"], "not a range of seeds"), (["--size", "big"], "not a size"), (["--adapter", "none.safetensors"], "no such adapter"),
+    (["--best-of", "4"], "go together"), (["--seed", "0-9", "--best-of", "4", "--reward", "x"], "counts its own seeds"), (["--size", "65"], "multiples of"),
+])
+def test_what_cannot_be_drawn_is_refused(arguments, text, brushwork, tiny_base, tmp_path):
+    said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--steps", "1", "--out", tmp_path, *arguments)
+    assert said.code == 2 and text in said.err and "hint: " in said.err
+
+
+def test_reading_adapters_weights_and_sizes(tmp_path):
+    run = tmp_path / "runs" / "ink" / "adapter"
+    run.mkdir(parents=True)
+    (tmp_path / "a b.safetensors").touch()
+    both = parse_adapters([f"{run}:0.5,1", f"{tmp_path / 'a b.safetensors'}", f"{run}"])
+    assert [each.label for each in both] == ["ink", "a b", "ink"] and len({each.name for each in both}) == 3
+    assert [each.weights for each in both] == [(0.5, 1.0), (1.0,), (1.0,)]
+    assert len(weight_sets(both)) == 2 and weight_sets([]) == [{}]
+    assert parse_seeds(["1,3", "3-5"]) == [1, 3, 4, 5]
+    assert parse_size("80x48", 64) == (48, 80) and parse_size("64", 8) == (64, 64) and parse_size(None, 64) == (64, 64)
+    with pytest.raises(BadInput, match="weights"):
+        parse_adapters([f"{run}:1,,2"])
