@@ -50,7 +50,7 @@ METHODS = {
 }
 
 
-def variation_adapters(base: LoadedBase, out: Path, count: int, strength: float = 0.03) -> tuple[tuple[AdapterUse, ...], ...]:
+def variation_adapters(base: LoadedBase, out: Path, count: int, strength: float = 0.8) -> tuple[tuple[AdapterUse, ...], ...]:
     """Random adapters of rank 2, one file each, written once."""
     variants = []
     for number in range(count):
@@ -123,7 +123,7 @@ def main() -> None:
     settings = CandidateSettings(1, steps=12, guidance=2.5, height=64, width=64, batch_size=12, variants=variation_adapters(base, options.out, 6))
     make_candidates(base, [Prompt(prompt_id(text), text) for text in RATED], settings, folder, for_terminal())
     print(f"{rate_as_annotator(CandidateFolder(folder), MISTAKES)} judgements, {MISTAKES:.0%} of them wrong")
-    report = train_reward(CandidateFolder(folder), build_features("latents", base=base), options.out / "reward.safetensors")
+    report = train_reward(CandidateFolder(folder), build_features("pixels"), options.out / "reward.safetensors", witness_features=build_features("latents", base=base))
     results = {"reward": {"accuracy": report.accuracy, "interval": report.accuracy_interval, "calibration_error": report.calibration_error, "warnings": report.warnings}}
     results["best_of_8"] = best_of_eight(base, report.file)
     before, prompts = held_out_warmth(base, None, options.seeds)

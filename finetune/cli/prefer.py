@@ -72,7 +72,9 @@ def reward(
 
     known = CandidateFolder.existing(folder)
     drawn_by = next((one.base for one in known.candidates().values() if one.base), None)
-    report = train_reward(known, build_features(features, base=base or drawn_by, model=clip), out, seed=seed, progress=progress_for(quiet))
+    # The witness must look at something else than the judge.
+    other = build_features("latents", base=base or drawn_by) if features == "pixels" and (base or drawn_by) else None
+    report = train_reward(known, build_features(features, base=base or drawn_by, model=clip), out, witness_features=other, seed=seed, progress=progress_for(quiet))
     low, high = report.accuracy_interval
     ceiling = "" if report.ceiling is None else f"; annotators' agreement allows {report.ceiling:.0%}"
     lines = [f"{report.file}: right about {report.accuracy:.0%} of unseen pairs ({low:.0%} to {high:.0%}, n = {report.pairs}){ceiling}", f"calibration error {report.calibration_error:.3f}"]

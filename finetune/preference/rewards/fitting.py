@@ -98,9 +98,10 @@ def _prompt_of(features: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> lis
 
 
 def fit_projection(matrix: np.ndarray, prompts: Sequence[str], pairs: int) -> Projection:
-    """Principal directions of the features' differences within prompts; about six pairs a direction.
+    """Principal directions of the features' differences within prompts; about twelve pairs a direction.
 
     Pictures are only ever compared within a prompt. What differs between prompts is usually far larger and would drown it.
+    Directions keep their relative strengths, so that the penalty holds down what hardly varies: that is mostly noise.
     """
     mean, centred = matrix.mean(0), matrix.astype(float).copy()
     for prompt in set(prompts):
@@ -110,10 +111,9 @@ def fit_projection(matrix: np.ndarray, prompts: Sequence[str], pairs: int) -> Pr
     scale = np.where(scale > 1e-6 * max(scale.max(initial=0.0), 1e-12), scale, np.inf)
     standard = centred / scale
     _, strength, directions = np.linalg.svd(standard, full_matrices=False)
-    count = int(np.clip(pairs // 6, 4, MOST_DIRECTIONS))
+    count = int(np.clip(pairs // 12, 4, MOST_DIRECTIONS))
     count = min(count, int((strength > 1e-4 * strength[0]).sum()))
-    spread = strength[:count] / np.sqrt(len(matrix))
-    return Projection(mean, scale, directions[:count].T / spread)
+    return Projection(mean, scale, directions[:count].T / (strength[0] / np.sqrt(len(matrix))))
 
 
 @dataclass(frozen=True)

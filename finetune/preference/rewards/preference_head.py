@@ -66,17 +66,17 @@ class RewardReport:
     warnings: tuple[str, ...]
 
 
-def train_reward(folder: CandidateFolder, features: Features, out: Path, *, seed: int = 0, progress: Progress | None = None) -> RewardReport:
+def train_reward(folder: CandidateFolder, features: Features, out: Path, *, witness_features: Features | None = None, seed: int = 0, progress: Progress | None = None) -> RewardReport:
     """Fit a head on a folder's comparisons and write `out` (.safetensors) with a .json beside it.
 
-    A second head on other features (the witness) is fitted and stored too: it was not optimised against, so that a
-    policy which pleases only the first one is found out. Raises DataError where there are too few comparisons.
+    A second head on other features (the witness; plain pixel statistics unless told otherwise) is fitted and stored too:
+    it is not optimised against, so that a policy which pleases only the first one is found out. Raises DataError where there are too few comparisons.
     """
     progress = progress or Progress()
     judgements = folder.judgements()
     pairs = preference_pairs(judgements, ties=True)
     items = sorted({item for pair in pairs for item in (pair.better, pair.worse)})
-    witness_features = PixelFeatures()
+    witness_features = witness_features or PixelFeatures()
     values, witness_values, shortcuts = _extract(folder, items, features, witness_features, progress)
     head = fit_head(values, pairs, seed=seed)
     witness = fit_head(witness_values, pairs, seed=seed)
