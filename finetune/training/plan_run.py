@@ -22,7 +22,12 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     budget = int(available_bytes(device) * COUNTED_ON / max(prepared.accelerator.num_processes, 1))
     ground = survey(recipe, prepared.training_set)
     made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
-    if not made.fits and recipe.base.hold == "auto":
+    earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
+    if earlier not in (None, prepared.hold.name):
+        # A resumed run keeps what it began with: other weights would give another adapter.
+        prepared = replace(prepared, hold=Hold(earlier, prepared.hold.compute, "as the run began"))
+        made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
+    elif earlier is None and not made.fits and recipe.base.hold == "auto":
         name = "streamed" if device.type == "cpu" else "nf4"
         hold = Hold(name, prepared.hold.compute, f"the weights as {prepared.hold.name} would need {made.memory_bytes['peak'] >> 20} MiB of {budget >> 20} MiB")
         smaller = fewest_checkpoints(ground, recipe, hold, budget, encoded=True)
@@ -38,6 +43,14 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     if prepared.accelerator.is_main_process:
         write_plan(prepared.run.plan, made)
     return replace(prepared, checkpointed_blocks=blocks)
+
+
+def _earlier_hold(run: RunFolder) -> str | None:
+    """How the base was held when this run began; None for a new run."""
+    try:
+        return json.loads(run.plan.read_text(encoding="utf-8"))["estimate"]["settings"]["hold"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _say(made: Plan, progress: Progress) -> None:

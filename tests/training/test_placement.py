@@ -18,7 +18,7 @@ from finetune.training.placement_quantised import quantise
 from finetune.training.precision import PrecisionChoice
 from tests.tiny_models.all import TINY
 
-FAMILIES = ["hunyuan_dit", "flux_dev", "sd3", "lumina2"]
+FAMILIES = ["hunyuan_dit", "flux_dev", "lumina2"]
 CPU = torch.device("cpu")
 
 

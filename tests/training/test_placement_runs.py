@@ -42,3 +42,23 @@ def test_a_run_is_proven_and_a_broken_one_resumes_to_the_same_bits(half_base, pi
     assert (broken / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
     losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (broken, tmp_path / "whole")]
     assert losses[0] == losses[1]
+
+
+def test_a_base_that_does_not_fit_is_streamed_and_a_resumed_run_keeps_that(half_base, pictures, tmp_path, monkeypatch):
+    from finetune.training import plan_run
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    recipe = small_recipe(half_base, pictures, training__steps=2, training__checkpoint_every=1, training__batch_size=1, training__optimizer="adamw")
+    # The only thing that a test cannot make real is a machine with little memory.
+    monkeypatch.setattr(plan_run, "available_bytes", lambda device: 1 << 20)
+    result = train(recipe, tmp_path / "run", cache_folder=tmp_path / "encodings")
+    assert result.reasons["base weights"].startswith("streamed: the weights as fp32 would need")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    first = (tmp_path / "run" / ADAPTER).read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    train(recipe, tmp_path / "run", resume=True, cache_folder=tmp_path / "encodings")
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert written["estimate"]["settings"]["hold"] == "streamed"
+    assert (tmp_path / "run" / ADAPTER).read_bytes() == first
