@@ -8,6 +8,20 @@ ground the one asked for (nearest of 14 named colours to the rim); is the neares
 for (16x16 luminance); how like the fainter of two asked-for things a picture is; how near an object's colour is.
 `adapters`: LoRAs trained with plain captions, with thought captions, and with thinking tokens (with their control: the
 same slots filled, not trained), measured on the style's held-out pictures.
+
+Measured once, 20 steps, guidance 3, one seed a prompt; difference to the plain prompts with its 95 % interval over prompts:
+
+| held-out prompts | check | plain | `--think` (rules) | all that was thought, in full |
+|---|---|---|---|---|
+| background and object (48) | right ground | 1.00 | 1.00, same prompts | 0.88, -0.13 (-0.23 .. -0.04) |
+| background and object (48) | right subject | 1.00 | 1.00, same prompts | 0.35, -0.65 (-0.77 .. -0.52) |
+| two objects (24) | nearest is one of the two | 0.92 | 0.71, -0.21 (-0.38 .. -0.08) | 0.21, -0.71 (-0.88 .. -0.50) |
+| two objects (24) | likeness of the fainter | 0.66 | 0.65, -0.01 (-0.02 .. -0.00) | 0.55, -0.11 (-0.15 .. -0.07) |
+| colour and object (24) | distance to the colour, less is better | 0.220 | 0.220, same prompts | 0.176, -0.044 (-0.075 .. -0.012) |
+
+So on this base thinking is no gain: it was trained on captions of a few words, and more words draw away from the subject.
+The rules therefore leave a prompt of one thing alone. (They were changed after a first look at the last column, which
+is what they wrote before; the two-object prompts were not chosen after it.) Whether larger bases gain was not measured.
 """
 
 from __future__ import annotations
