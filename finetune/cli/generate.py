@@ -45,7 +45,7 @@ def generate(
     reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="The reward of --best-of.")] = None,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
-    """Draw pictures from prompts, with any number of adapters."""
+    """Draw pictures, with any number of adapters."""
     named, seeds = parse_adapters(adapter or []), _seeds(seed, best_of, reward)
     sets, progress = weight_sets(named), progress_for(quiet)
     if len(prompt) * len(seeds) * len(sets) > MOST_PICTURES:

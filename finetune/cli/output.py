@@ -29,7 +29,8 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def command_group(meaning: str) -> typer.Typer:
     """A group of verbs such as `brushwork data ...`, whose help needs no heavy import."""
-    return typer.Typer(help=meaning, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return typer.Typer(help=meaning, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                       context_settings={"max_content_width": 110})
 
 
 def _print_version(wanted: bool) -> None:

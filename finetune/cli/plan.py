@@ -26,7 +26,7 @@ def plan(
     fit: Annotated[str | None, typer.Option("--fit", metavar="SIZE", help="Choose settings that fit into this much memory, for example 12GB.")] = None,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
-    """What a run will need: memory by part, time a step, disk. No weights are loaded."""
+    """Memory, time and disk of a run, before it starts."""
     wanted = wanted_recipe(target, base, recipe, trigger, changes, needs_pictures=False)
     progress = progress_for(quiet)
     for note in wanted.notes:

@@ -24,7 +24,7 @@ def quickstart(
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Run folder; left out: a new one under runs/.")] = None,
     changes: Changes = None, json: Json = False, quiet: Quiet = False,
 ) -> None:
-    """The whole job on the embedded model and the bundled pictures: train, prove, and show before and after."""
+    """The whole job on the bundled pictures, on a CPU."""
     run = out or free_run_folder("quickstart")
     progress = progress_for(quiet)
     progress.say("learning a style from 48 bundled pictures, on the embedded model; about two minutes on two cores")

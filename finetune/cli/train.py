@@ -29,7 +29,7 @@ def train(
     accept_change: Annotated[list[str] | None, typer.Option("--accept-change", metavar="SECTION.KEY", help="With --resume: a setting (or `data`) that may differ.")] = None,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
-    """Train an adapter on a folder of pictures, load it back and prove it."""
+    """Train an adapter, load it back and prove it."""
     wanted = wanted_recipe(target, base, recipe, trigger, changes)
     run = run_folder(wanted, out, resume)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -43,7 +43,7 @@ def train(
 
     watch = RunValidator(stops=wanted.recipe.samples.stop_on_copies) if wanted.recipe.samples.every else None
     result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch)
-    if is_main:
+    if result is not None:
         emit(result_data(result), result_lines(result), json=json)
 
 
