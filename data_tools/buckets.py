@@ -18,6 +18,8 @@ Size = tuple[int, int]
 
 LARGEST_RATIO = 4.0  # candidates are at most four times as long as wide; longer pictures lose the rest
 LEAST_AREA = 0.9  # share of the pixel budget that a full-size candidate must use
+SMALLER_COST = 0.01  # what a share of unused pixels costs beside the same share cropped away: it only decides near ties
+SEARCH_SMALLER_COST = 0.1  # the same while small pictures are given sizes of their own, where it is a real choice
 ENOUGH = 5e-4  # fewer buckets are taken when that costs less than this share of the pixels
 MOST_OWN_SIZES = 400  # sizes of small pictures that become candidates themselves
 MOST_SIZES_SEARCHED = 3000  # distinct sizes beyond which sizes are rounded before the search without upscaling
@@ -84,11 +86,11 @@ def assign(size: Size, buckets: Sequence[Bucket], *, upscale: bool = False, fit:
     return place(size, ordered[best], fit=fit, upscale=upscale)
 
 
-def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, upscale: bool) -> np.ndarray:
+def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, upscale: bool, smaller_cost: float = SMALLER_COST) -> np.ndarray:
     """Cost of each picture in each bucket, float64 [pictures, buckets].
 
     Crop: 1 - exp(-|x - c|). Detail: a bucket much smaller than what the picture could fill (its own area or `budget`,
-    whichever is less) loses the difference. Without `upscale`, a bucket the picture cannot cover costs 1 + its border.
+    whichever is less) loses the difference; of two that are large enough the larger is a little better. Without `upscale`, a bucket the picture cannot cover costs 1 + its border.
     """
     size = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     bucket = np.asarray([(b.height, b.width) for b in buckets], dtype=np.float64)
@@ -96,9 +98,13 @@ def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, ups
     x, c = np.log(size[:, 1] / size[:, 0])[:, None], np.log(bucket[:, 1] / bucket[:, 0])[None, :]
     kept = np.exp(-np.abs(x - c))
     detail = np.minimum(1.0, bucket.prod(1)[None, :] / (LEAST_AREA * np.minimum(area, budget)))
-    cost = 1.0 - kept * detail
     if upscale:
-        return 1.0 - kept * np.minimum(1.0, bucket.prod(1)[None, :] / (LEAST_AREA * budget))
+        area = np.full_like(area, budget)
+        detail = np.minimum(1.0, bucket.prod(1)[None, :] / (LEAST_AREA * area))
+    smaller = 1.0 - np.minimum(1.0, bucket.prod(1)[None, :] / np.minimum(area, budget))
+    cost = 1.0 - kept * detail + smaller_cost * smaller
+    if upscale:
+        return cost
     rows = np.minimum(size[:, :1], bucket[None, :, 0])
     columns = np.minimum(size[:, 1:], bucket[None, :, 1])
     too_small = (size[:, :1] < bucket[None, :, 0]) | (size[:, 1:] < bucket[None, :, 1])
@@ -242,7 +248,7 @@ def _rounded(counted: Counter) -> tuple[list[Size], np.ndarray]:
 
 def _swap_search(sizes: list[Size], weights: np.ndarray, every: list[Bucket], start: list[Bucket], budget: int, most: int) -> list[Bucket]:
     """Add the bucket that helps most until `most`, then swap one for another while that helps. No randomness."""
-    cost = losses(sizes, every, budget=budget, upscale=False) * weights[:, None]
+    cost = losses(sizes, every, budget=budget, upscale=False, smaller_cost=SEARCH_SMALLER_COST) * weights[:, None]
     index = {bucket: i for i, bucket in enumerate(every)}
     worth = ENOUGH * weights.sum()
     chosen: list[int] = []

@@ -143,7 +143,7 @@ def apply_edits(changes: Sequence[Change], folder: Path) -> Path:
 
 def _write(path: Path, before: str, after: str) -> None:
     """A model's caption that is edited by rule stays a model's: the log follows."""
-    if model_written_captions(path.parent).get(path.name) == before:
+    if model_written_captions(path.parent).get(path.name, ("", ""))[0] == before:
         append_to_log(path.parent, {"file": path.name, "text": after, "by": "edit"})
     write_text(path, after + "\n")
 

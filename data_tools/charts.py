@@ -26,18 +26,20 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50 ..."""
-    power = 10.0 ** math.floor(math.log10(max(value, 1)))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
+    """The next of ... 0.1, 0.2, 0.5, 1, 2, 5, 10 ..."""
+    power = 10.0 ** math.floor(math.log10(max(value, 1e-9)))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
-def histogram(values: Sequence[float], *, label: str, unit: str, bins: int = 32, limits: Sequence[tuple[str, float]] = ()) -> Markup:
-    """Bars of how many values fall where. limits: (name, value) drawn as lines across, such as a text encoder's length."""
+def histogram(values: Sequence[float], *, label: str, unit: str, bins: int = 32, whole: bool = False, limits: Sequence[tuple[str, float]] = ()) -> Markup:
+    """Bars of how many values fall where. whole: values are whole numbers.
+    limits: (name, value) drawn as lines across, such as a text encoder's length."""
     if not values:
         return Markup('<p class="quiet">nothing to show</p>')
     low = min(0.0, min(values))
-    high = max(max(values), *(value for _, value in limits), low + 1) if limits else max(max(values), low + 1)
-    step = _round_up((high - low) / bins)
+    high = max(max(values), *(value for _, value in limits)) if limits else max(values)
+    high = high if high > low else low + 1
+    step = max(_round_up((high - low) / bins), 1.0 if whole else 0.0)
     bins = max(1, math.ceil((high - low + 1e-9) / step))
     counts = [0] * bins
     for value in values:
@@ -56,7 +58,6 @@ def histogram(values: Sequence[float], *, label: str, unit: str, bins: int = 32,
             parts.append(Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5" class="bar">{}</rect>').format(x + 0.75, TOP + tall - height, max(1.0, wide / bins - 1.5), height, title))
     for i in range(0, bins + 1, max(1, bins // 8)):
         parts.append(_text(LEFT + wide * i / bins, HEIGHT - 10, f"{low + i * step:g}"))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 10 - 14, unit, "end"))
     for name, value in limits:
         x = LEFT + wide * (value - low) / (bins * step)
         parts += [_line(x, TOP, x, TOP + tall, "limit"), _text(x - 5, TOP + 10, f"{name} {value:g}", "end", "limit-name")]
@@ -84,7 +85,7 @@ def size_scatter(sizes: Sequence[tuple[int, int]], buckets: Sequence[tuple[int, 
     for power in range(math.ceil(low / 2) * 2, math.floor(high) + 1, 2):
         _, y = place(0, power)
         pixels = 2.0**power
-        parts += [_line(LEFT, y, WIDTH - RIGHT, y, "grid"), _text(LEFT - 6, y + 4, f"{pixels:g} MP" if pixels >= 1 else f"{pixels * 1000:.0f}k", "end")]
+        parts += [_line(LEFT, y, WIDTH - RIGHT, y, "grid"), _text(LEFT - 6, y + 4, f"{pixels:g} MP" if pixels >= 1 else f"{pixels * 1000:.0f}k" if pixels >= 0.001 else f"{pixels * 1e6:.0f}", "end")]
     step = max(1, len(sizes) // MOST_POINTS)
     for x, y in (place(*point) for point in points[: len(sizes) : step]):
         parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="dot"/>').format(x, y))

@@ -181,7 +181,7 @@ def _figures(facts: SetFacts) -> dict[str, Markup]:
         "sizes": charts.size_scatter([r.size for r in records], rings, label="Pictures by shape and number of pixels; rings are the buckets"),
         "pixels": charts.histogram([r.width * r.height / 1e6 for r in records], label="Pictures by megapixels", unit="megapixels"),
         "ratios": charts.histogram([r.width / r.height for r in records], label="Pictures by width over height", unit="width / height"),
-        "lengths": charts.histogram(lengths, label="Captions by length", unit="words (characters in Chinese)"),
+        "lengths": charts.histogram(lengths, label="Captions by length", unit="words", whole=True),
     }
 
 
@@ -190,7 +190,7 @@ def _tokens(facts: SetFacts) -> list[dict[str, Any]]:
     found = []
     for summary, limit in zip(facts.tokens, facts.limits, strict=True):
         cut = [{"name": relative_name(captions[i].path, facts.folder), "kept": kept[-80:], "lost": lost} for i in summary.cut[:8] for kept, lost in [read_and_cut(captions[i].caption, limit)]]
-        chart = charts.histogram([float(c) for c in summary.counts], label=f"Captions by tokens of {summary.encoder}", unit="tokens", limits=[("limit", float(summary.limit))])
+        chart = charts.histogram([float(c) for c in summary.counts], label=f"Captions by tokens of {summary.encoder}", unit="tokens", whole=True, limits=[("limit", float(summary.limit))])
         found.append({"summary": summary, "chart": chart, "cut": cut})
     return found
 

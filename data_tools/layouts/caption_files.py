@@ -88,7 +88,7 @@ class Sidecars:
 class FolderCaptions:
     """The caption files of one folder, found by NFC-normalised name. `names` are the folder's files."""
 
-    def __init__(self, folder: Path, names: Iterable[str], model_written: dict[str, str]):
+    def __init__(self, folder: Path, names: Iterable[str], model_written: dict[str, tuple[str, str]]):
         self.folder, self.model_written = folder, model_written
         self.by_name: dict[str, str] = {}
         for name in sorted(names):
@@ -133,7 +133,8 @@ class FolderCaptions:
         if len(line) > LONG_CAPTION:
             found.warnings.append(f"a caption of {len(line):,} characters; text encoders read a few hundred words at most")
         actual = self.by_name.get(name, name)
-        source = "model" if line and self.model_written.get(actual) == line else "person"
+        written, writer = self.model_written.get(actual, ("", ""))
+        source = writer if line and written == line else "person"
         return Caption.written(line, source) if line else None
 
     def _json(self, name: str, found: Sidecars) -> None:

@@ -36,11 +36,17 @@ def read_log(folder: Path) -> list[dict]:
     return found
 
 
-def model_written_captions(folder: Path) -> dict[str, str]:
-    """Caption file name -> the text that a model last wrote into it."""
+def model_written_captions(folder: Path) -> dict[str, tuple[str, str]]:
+    """Caption file name -> (the text that was last written into it, its source: "model" or "file_name")."""
     if not os.path.isdir(folder / LOG_FOLDER):
         return {}
-    return {entry["file"]: entry["text"] for entry in read_log(folder) if isinstance(entry.get("file"), str) and isinstance(entry.get("text"), str)}
+    found: dict[str, tuple[str, str]] = {}
+    for entry in read_log(folder):
+        if isinstance(entry.get("file"), str) and isinstance(entry.get("text"), str):
+            before = found.get(entry["file"], ("", "model"))[1]
+            source = before if entry.get("by") == "edit" else "file_name" if entry.get("by") == "file-name" else "model"
+            found[entry["file"]] = entry["text"], source
+    return found
 
 
 def append_to_log(folder: Path, entry: dict) -> None:
