@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.layouts.caption_files import THINKING_SUFFIX
 from data_tools.layouts.unpacking import UNSAFE, extension_of
 from data_tools.records import Caption, ImageRecord, best_caption
-from data_tools.thinking import record_problems
+from data_tools.thinking import record_problems, thinking_path
 
 SPLIT_FOLDERS = {"train": "train", "held_out": "validation", "regularisation": "reg"}
 CONCEPT_TYPES = {"train": "STANDARD", "held_out": "VALIDATION", "regularisation": "PRIOR_PREDICTION"}
@@ -97,7 +96,7 @@ def write_beside(item: Named, folder: Path, *, mask_suffix: str | None = None) -
         (folder / f"{item.stem}.txt").write_text(plain.text + "\n", encoding="utf-8")
     thinking = next((c for c in record.captions if is_thinking(c)), None)
     if thinking:
-        (folder / (item.file_name + THINKING_SUFFIX)).write_text(thinking.text + "\n", encoding="utf-8")
+        thinking_path(folder / item.file_name).write_text(thinking.text + "\n", encoding="utf-8")
     rest = [c for c in record.captions if c is not thinking]
     about = {}
     if rest and rest != [Caption.written(rest[0].text)]:
