@@ -42,11 +42,12 @@ RATED = ("dog face", "automobile", "red apple", "panda", "guitar", "umbrella", "
          "cat face", "fish", "tree", "banana", "lion", "key", "clock", "bus", "frog", "bread")
 NEVER_RATED = ("strawberry", "rose", "bicycle", "rabbit face", "cow face", "ship", "gift", "camera", "mouse face", "carrot", "bell", "tomato")
 MISTAKES = 0.15
+DRAWING = (12, 1.0)  # steps and guidance; a picture costs half as much without guidance
 WARMTH = "measure:warmth"
 METHODS = {
-    "dpo": {"steps": 60, "learning_rate": 1e-3, "beta": 500.0, "batch_size": 8},
-    "grpo": {"steps": 12, "learning_rate": 1e-3, "prompts_per_round": 4, "group": 6, "kl_weight": 0.1, "window": 3, "window_rounds": 3},
-    "draft": {"steps": 30, "learning_rate": 1e-3, "batch_size": 8, "kl_weight": 20.0},
+    "dpo": {"steps": 30, "learning_rate": 1e-3, "beta": 500.0, "batch_size": 8, "check_every": 10},
+    "grpo": {"steps": 8, "learning_rate": 1e-3, "prompts_per_round": 3, "group": 6, "kl_weight": 0.1, "window": 3, "window_rounds": 2, "check_every": 2},
+    "draft": {"steps": 16, "learning_rate": 1e-3, "batch_size": 8, "kl_weight": 20.0, "check_every": 4},
 }
 
 
@@ -82,7 +83,7 @@ def rate_as_annotator(folder: CandidateFolder, mistakes: float, seed: int = 0) -
 
 def held_out_warmth(base: LoadedBase, adapter: Path | None, seeds: int) -> tuple[np.ndarray, list[str]]:
     """True quality of pictures of prompts that were never rated, drawn by the base or with an adapter."""
-    requests = [PictureRequest(prompt, 500 + seed, 64, 64, 12, 2.5) for prompt in NEVER_RATED for seed in range(seeds)]
+    requests = [PictureRequest(prompt, 500 + seed, 64, 64, *DRAWING) for prompt in NEVER_RATED for seed in range(seeds)]
     if adapter is not None:
         attach(base.transformer, read_adapter(adapter), "tested")
     try:
@@ -95,7 +96,7 @@ def held_out_warmth(base: LoadedBase, adapter: Path | None, seeds: int) -> tuple
 
 def best_of_eight(base: LoadedBase, reward: Path) -> dict[str, float]:
     """How much choosing the best of eight by the learned reward raises the true quality."""
-    requests = [PictureRequest(prompt, 900 + seed, 64, 64, 12, 2.5) for prompt in NEVER_RATED for seed in range(8)]
+    requests = [PictureRequest(prompt, 900 + seed, 64, 64, *DRAWING) for prompt in NEVER_RATED for seed in range(8)]
     pictures = base.draw(requests, batch_size=12)
     groups = [(prompt, pictures[8 * place:8 * place + 8]) for place, prompt in enumerate(NEVER_RATED)]
     ranked = rank_pictures(reward, groups, base)
@@ -107,7 +108,7 @@ def best_of_eight(base: LoadedBase, reward: Path) -> dict[str, float]:
 
 def optimise(method: str, base: str, folder: Path, reward: Path, out: Path, changes: dict) -> Finished:
     """One method with the settings above."""
-    settings = {"method": method, "data": str(folder), "base": base, "reward": str(reward), "check_every": 6, "check_seeds": 3, "sampler_steps": 8, "micro_batch": 12,
+    settings = {"method": method, "data": str(folder), "base": base, "reward": str(reward), "check_seeds": 3, "sampler_steps": 8, "micro_batch": 12,
                 "max_kl": 60.0, **METHODS[method], **changes}
     return train_preference(build_settings(settings), out, progress=for_terminal())
 
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     base, folder = LoadedBase.named(options.base), options.out / "candidates"
-    settings = CandidateSettings(1, steps=12, guidance=2.5, height=64, width=64, batch_size=12, variants=variation_adapters(base, options.out, 6))
+    settings = CandidateSettings(1, steps=DRAWING[0], guidance=DRAWING[1], height=64, width=64, batch_size=12, variants=variation_adapters(base, options.out, 6))
     make_candidates(base, [Prompt(prompt_id(text), text) for text in RATED], settings, folder, for_terminal())
     print(f"{rate_as_annotator(CandidateFolder(folder), MISTAKES)} judgements, {MISTAKES:.0%} of them wrong")
     report = train_reward(CandidateFolder(folder), build_features("pixels"), options.out / "reward.safetensors", witness_features=build_features("latents", base=base))
