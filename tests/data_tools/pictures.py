@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
@@ -20,3 +21,13 @@ def save(path: Path, width: int = 48, height: int = 32, seed: int = 0, **options
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(width, height, seed).save(path, **options)
     return path
+
+
+def encoded(format: str, image: Image.Image | None = None, **options) -> bytes:
+    buffer = io.BytesIO()
+    (image or draw(64, 48)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]

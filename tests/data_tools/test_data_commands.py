@@ -1,0 +1,88 @@
+"""`brushwork data ...` as a user meets it: JSON with its promised keys, exit codes, nothing but results on standard output."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from finetune.cli import main
+from tests.data_tools.pictures import save
+
+
+def run(capfd, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", *map(str, arguments)])
+    out, err = capfd.readouterr()
+    return stopped.value.code, out, err
+
+
+def data(capfd, *arguments) -> dict:
+    code, out, _ = run(capfd, *arguments, "--json", "--quiet")
+    assert code == 0, out
+    return json.loads(out)
+
+
+def test_scan_counts_and_lists(folder, capfd):
+    (folder / "bad.jpg").write_bytes(b"<html>")
+    found = data(capfd, "scan", folder)
+    assert found["found"] == found["usable"] + len(found["left_out"]) == 6 and found["left_out"][0]["path"].endswith("bad.jpg") and found["left_out"][0]["reason"]
+    code, out, err = run(capfd, "scan", folder)
+    assert code == 0 and "left out:" in out and "5 usable" in out
+
+
+def test_quarantine_and_back(folder, tmp_path, capfd):
+    (folder / "bad.jpg").write_bytes(b"")
+    assert len(data(capfd, "scan", folder, "--quarantine", tmp_path / "aside")["moved"]) == 1
+    found = data(capfd, "scan", folder, "--bring-back", tmp_path / "aside")
+    assert found["restored"] and len(found["left_out"]) == 1
+
+
+def test_buckets_of_the_embedded_model(folder, tmp_path, capfd):
+    found = data(capfd, "buckets", folder, "--base", "mini", "--buckets", "3", "--chart", tmp_path / "chart.svg")
+    assert sum(bucket["pictures"] for bucket in found["buckets"]) == 5
+    assert all(bucket["width"] % found["multiple"] == 0 and {"width", "height", "pictures", "lost_pixels"} <= bucket.keys() for bucket in found["buckets"])
+    assert (tmp_path / "chart.svg").read_text().startswith("<svg xmlns=")
+
+
+def test_captions_from_names_edits_and_undo(tmp_path, capfd):
+    save(tmp_path / "red_fox.png")
+    assert data(capfd, "caption", tmp_path, "--by", "file-name")["written"][0]["caption"] == "red fox"
+    assert data(capfd, "caption", tmp_path, "--prepend", "a ", "--dry-run")["changes"][0]["after"] == "a red fox"
+    assert (tmp_path / "red_fox.txt").read_text() == "red fox\n"
+    data(capfd, "caption", tmp_path, "--prepend", "a ")
+    assert (tmp_path / "red_fox.txt").read_text() == "a red fox\n"
+    assert len(data(capfd, "caption", tmp_path, "--undo")["restored"]) == 1
+    assert (tmp_path / "red_fox.txt").read_text() == "red fox\n"
+
+
+def test_duplicates_convert_and_report(folder, tmp_path, capfd):
+    (folder / "twin.png").write_bytes((folder / "000.png").read_bytes())
+    found = data(capfd, "duplicates", folder, "--sheet", tmp_path / "sheet.png")
+    assert found["copies"] == 1 and len(found["groups"][0]["pictures"]) == 2 and (tmp_path / "sheet.png").exists()
+    written = data(capfd, "convert", folder, "--to", "metadata", "--out", tmp_path / "out")
+    assert written["pictures"] == 6 and data(capfd, "scan", tmp_path / "out")["layout"] == "metadata"
+    page = data(capfd, "report", folder, "--base", "mini", "--out", tmp_path / "r.html")
+    assert page["usable"] == 6 and {t["encoder"] for t in json.loads((tmp_path / "r.json").read_text())["tokens"]}
+
+
+def test_a_held_out_folder_that_training_has_seen_is_named(folder, tmp_path, capfd):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "x.png").write_bytes((folder / "001.png").read_bytes())
+    assert data(capfd, "duplicates", folder, "--against", tmp_path / "held")["leaks"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scan", "nowhere"), ("buckets", "nowhere"), ("convert", ".", "--to", "nothing", "--out", "x"), ("caption", "."), ("caption", ".", "--by", "endpoint"), ("caption", ".", "--by", "nobody"),
+        ("caption", ".", "--replace", "x"), ("caption", ".", "--undo"), ("buckets", ".", "--fit", "stretch"), ("scan", ".", "--layout", "odd"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(arguments, tmp_path, monkeypatch, capfd):
+    save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capfd, *arguments, "--json", "--quiet")
+    assert code == 2 and {"what", "where", "fix"} <= json.loads(out)["error"].keys()
+    code, out, err = run(capfd, *arguments, "--quiet")
+    assert code == 2 and out == "" and err.startswith("error: ") and "Traceback" not in err
