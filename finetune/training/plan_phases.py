@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.families.base_models import BaseModel
 
 META = torch.device("meta")
-# Of the speed of plain products, what a whole step reaches; measured on full-size models (docs/performance.md).
+# Of the speed of plain products, what a whole step reaches; measured on full-size models (tests/benchmarks/README.md).
 EFFICIENCY = 0.8
 # Seconds that one call into the tensor library costs on top of its arithmetic.
 OPERATION_SECONDS = 6e-6
