@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from data_tools.progress import Progress
-from finetune.families.mapped_pages import trim_heap
+from finetune.families.loading import weight_files
+from finetune.families.mapped_pages import mapped_range, trim_heap
 from finetune.families.protocol import FamilyFacts
 from finetune.families.targets import keeps_full_precision
 from finetune.training.precision import DTYPES, PrecisionChoice
@@ -97,6 +98,7 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
         for name in wanted:
             _replace(model, name, _quantised_layer(linears[name], parts_of.pop(name), hold, device, scratch))
         linears = {name: linear for name, linear in linears.items() if name not in set(wanted)}
+    files = _mapped_files(base) if hold.name == "streamed" and device.type == "cpu" else []
     for name, linear in linears.items():
         weight = linear.weight.data if hold.storage is None else linear.weight.data.to(hold.storage)
         if weight.dtype == hold.compute and device.type == "cpu":
@@ -105,9 +107,13 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
             weight = weight.pin_memory()
         elif device.type == "cuda":
             weight = weight.to(device)
-        _replace(model, name, HeldLinear(linear, weight, scratch))
+        _replace(model, name, HeldLinear(linear, weight, scratch, next((file for file in files if weight.data_ptr() in file), range(0))))
     _cast_the_rest(model, hold.compute)
     model.computes_in = hold.compute
+
+
+def _mapped_files(base: BaseModel) -> list[range]:
+    return [mapped_range(path) for path in weight_files(base.folder / "transformer")]
 
 
 def _quantised_layer(linear: nn.Linear, parts: dict[str, torch.Tensor], hold: Hold, device: torch.device, scratch: Scratch) -> nn.Module:

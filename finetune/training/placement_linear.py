@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.families.mapped_pages import release_pages
+
 
 class Scratch:
     """Memory for one expanded weight, grown to the largest that was asked for."""
@@ -61,13 +63,15 @@ class HeldLinear(nn.Linear):
     The weight does not move with the model: it stays in the file or in host memory and is brought in when used.
     """
 
-    def __init__(self, linear: nn.Linear, weight: Tensor, scratch: Scratch):
-        """linear: what is replaced; its bias is taken over.  weight: (out, in), floating point, may be mapped from a file."""
+    def __init__(self, linear: nn.Linear, weight: Tensor, scratch: Scratch, mapped: range = range(0)):
+        """linear: what is replaced; its bias is taken over.  weight: (out, in), floating point, may be mapped from a file.
+        mapped: addresses of the file whose pages are given back after each use; empty: they stay.
+        """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", linear.bias)
-        self._scratch = scratch
+        self._scratch, self._mapped = scratch, mapped
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> HeldLinear:
         if self.bias is not None:
@@ -77,7 +81,11 @@ class HeldLinear(nn.Linear):
     def _expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.weight.dtype == dtype and self.weight.device == device:
             return self.weight.data
-        return self._scratch.take(self.weight.shape, dtype, device).copy_(self.weight.data, non_blocking=True)
+        expanded = self._scratch.take(self.weight.shape, dtype, device).copy_(self.weight.data, non_blocking=True)
+        if self._mapped:
+            # The system keeps the file's pages as long as it has room; they no longer count as this process's memory.
+            release_pages(self.weight.data, self._mapped)
+        return expanded
 
     def forward(self, x: Tensor) -> Tensor:
         return _multiply(x, self.bias, self._expanded)

@@ -137,6 +137,28 @@ def test_pages_that_were_cast_are_given_back(tmp_path):
     assert [tensor[5].item() for tensor in kept] == sorted(tensor[5].item() for tensor in kept) or len(kept) == 16
 
 
+def test_streamed_weights_do_not_stay_in_memory(tmp_path):
+    from torch import nn
+
+    from finetune.families.mapped_pages import mapped_range
+    from finetune.training.placement_linear import HeldLinear, Scratch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    values = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({"w": values}, path)
+    with safe_open(path, "pt") as opened:
+        weight = opened.get_tensor("w")
+    layer = HeldLinear(nn.Linear(2048, 2048, bias=False), weight, Scratch(), mapped_range(path))
+    x = torch.ones(4, 2048, requires_grad=True)
+    for _ in range(2):
+        layer(x).sum().backward()
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, values.float()))
+    resident = Path("/proc/self/smaps").read_text().split(str(path.resolve()))[1].split("Rss:")[1].split()[0]
+    assert int(resident) * 1024 < values.nbytes / 8
+
+
 def test_files_of_a_base_are_left_as_they_are(half_base):
     base = half_base[0]
     before = {path: path.read_bytes() for path in weight_files(base.folder / "transformer")}
