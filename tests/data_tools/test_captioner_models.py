@@ -1,4 +1,4 @@
-"""Captioners that run here, on tiny random models: shapes, order and plumbing; what such models say means nothing."""
+"""The tagger that runs here, on a tiny network: tags, thresholds, what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 from data_tools.captioners import Request, captioner
 from data_tools.captioners.wd_tagger import as_input
 from data_tools.errors import BadInput
-from tests.data_tools.pictures import save
 
 
 @pytest.fixture
@@ -58,41 +57,3 @@ def test_the_taggers_input_is_bgr_on_a_white_square():
     pixels = as_input(Image.new("RGB", (32, 16), (255, 0, 0)), 16)
     assert pixels.shape == (1, 16, 16, 3) and pixels.dtype == np.float32
     assert (pixels[0, 8, 8] == (0, 0, 255)).all() and (pixels[0, 0, 0] == 255).all()
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    """A vision-language chat model of a few thousand weights with its processor, saved as people download them."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llava")
-    words = {word: i for i, word in enumerate(["<unk>", "<pad>", "<eos>", "<image>", "user", "assistant", "a", "fox", "on", "bench", "."])}
-    tokens = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>", additional_special_tokens=["<image>"])
-    template = "{% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}assistant "
-    processor = LlavaProcessor(CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}), tokenizer, patch_size=14, vision_feature_select_strategy="full", chat_template=template, image_token="<image>", num_additional_image_tokens=1)
-    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    text = LlamaConfig(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, pad_token_id=1, eos_token_id=2)
-    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, vision_feature_select_strategy="full", vision_feature_layer=-1)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def test_a_vision_language_model_answers_each_picture_once_and_batches_change_nothing(llava, tmp_path, monkeypatch):
-    from data_tools.captioners import transformers_models
-
-    monkeypatch.setattr(transformers_models, "MOST_TOKENS", 6)
-    requests = [Request(i, save(tmp_path / f"{i}.png", 40, 30, seed=i), "", "describe") for i in range(3)]
-    requests.append(Request(3, tmp_path / "gone.png", "", "describe"))
-    single, batched = ({r.number: a for r, a in captioner("vision-language", model=str(llava), batch_size=size).answers(requests)} for size in (1, 3))
-    assert set(single) == set(batched) == {0, 1, 2, 3} and "No such file" in single[3].problem
-    assert all("describe" not in single[i].text and "user" not in single[i].text.split()[:1] for i in range(3))
-    assert [single[i].text for i in range(3)] == [batched[i].text for i in range(3)]
-
-
-@pytest.mark.parametrize("name", ["vision-language", "florence-2", "blip-2"])
-def test_a_model_that_is_not_there_is_a_clear_error(name, tmp_path):
-    with pytest.raises(BadInput, match="cannot be loaded"):
-        captioner(name, model=str(tmp_path))
