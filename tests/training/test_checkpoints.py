@@ -29,7 +29,13 @@ def flipped(path, share):
     path.write_bytes(bytes(content))
 
 
-DAMAGES = [(damage, name, share) for damage in (truncated, zeroed, flipped) for name in (ADAPTER, OPTIMIZER, STATE) for share in (0.0, 0.05, 0.3, 0.5, 0.8, 0.99)]
+def overgrown(path, share):
+    path.write_bytes(path.read_bytes() + bytes(int(path.stat().st_size * share)))
+
+
+NAMES = (ADAPTER, OPTIMIZER, STATE)
+DAMAGES = [(damage, name, share) for damage in (truncated, zeroed, flipped) for name in NAMES for share in (0.0, 0.05, 0.3, 0.5, 0.8, 0.99)]
+DAMAGES += [(overgrown, name, 0.5) for name in NAMES]
 
 
 @pytest.mark.parametrize("damage, name, share", DAMAGES, ids=lambda value: getattr(value, "__name__", str(value)))

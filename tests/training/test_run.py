@@ -133,6 +133,25 @@ def test_three_hundred_kills(tiny_base, pictures, tmp_path):
     kill_and_resume(tiny_base, pictures, tmp_path, 300)
 
 
+def fail_and_resume(tiny_base, pictures, tmp_path, most):
+    command = [sys.executable, "-m", "tests.training.failed_writes", str(tiny_base), str(pictures), str(tmp_path), str(most)]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["broken"] == []
+    assert result["tried"] == (most or result["flushes"]) == result["equal"]
+    assert result["failed_clearly"] > result["tried"] / 2
+
+
+def test_a_write_that_fails_is_a_clear_error_and_the_resumed_run_ends_bit_identical(tiny_base, pictures, tmp_path):
+    fail_and_resume(tiny_base, pictures, tmp_path, 5)
+
+
+@pytest.mark.thorough
+def test_every_write_of_a_run_may_fail(tiny_base, pictures, tmp_path):
+    fail_and_resume(tiny_base, pictures, tmp_path, 0)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud_and_the_end_is_the_same(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
     from data_tools.progress import PlainProgress
 
