@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
 from finetune.errors import AdapterError
+from finetune.offload import take_turns
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
 from finetune.thinking.tokens import ThinkingTokens, conditionings_with_tokens, tokens_of
 
@@ -78,11 +79,12 @@ def read_transformer_config(base: BaseModel) -> dict[str, Any]:
 
 
 def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest], *,
-                    rewrite: Rewrite | None = None, progress: Progress | None = None, batch_size: int = 8) -> Iterator[DrawnPicture]:
+                    rewrite: Rewrite | None = None, progress: Progress | None = None, batch_size: int = 8, offload: bool = False) -> Iterator[DrawnPicture]:
     """Draw every request with every set of adapter strengths, set after set.
 
     adapters: name -> adapter, attached together.  weight_sets: name -> strength; adapters not named in a set are off.
     rewrite: gives the text to draw with for a prompt; called once a prompt, while the tokenizers are loaded.
+    offload: the transformer and the autoencoder take turns on the device, so that it must hold only the larger; same pictures.
     Raises AdapterError when an adapter does not fit the base, BadInput for sizes that it cannot draw.
     """
     progress, device = progress or Progress(), best_device()
@@ -91,9 +93,12 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
     rewritten, conditionings = _encode(base, requests, rewrite, dtype, device, progress)
     with progress.phase("loading the model"):
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
-        pipeline.to(device)
+        if not offload:
+            pipeline.to(device)
     for name, adapter in adapters.items():
         attach(pipeline.transformer, adapter.file, name)
+    if offload:
+        take_turns(pipeline, device)
     negatives = {request.negative for request in requests}
     for weights in weight_sets:
         if adapters:
@@ -127,5 +132,5 @@ def _encode(base: BaseModel, requests: Sequence[PictureRequest], rewrite: Rewrit
         encoded = encode_all(base.family, pipeline, prompts_of(rewritten))
         advance(len(prompts_of(requests)))
     del pipeline
-    gc.collect()
+    clear_device_cache(garbage_collection=True)
     return rewritten, encoded

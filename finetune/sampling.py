@@ -21,6 +21,7 @@ from data_tools.progress import Progress
 from finetune import randomness
 from finetune.errors import BadInput
 from finetune.families.image_encoding import tiled
+from finetune.offload import working_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +77,7 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
     for request in requests:
         _check(family, request, conditionings)
     drawn: list[Any] = [None] * len(requests)
-    device = next(pipeline.transformer.parameters()).device
+    device = working_device(pipeline.transformer)
     was_training = pipeline.transformer.training
     pipeline.transformer.eval()
     pipeline.set_progress_bar_config(disable=True)

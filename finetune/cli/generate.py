@@ -43,6 +43,7 @@ def generate(
     enhancer_model: Annotated[str | None, typer.Option("--enhancer-model", metavar="NAME", help="The endpoint's name of the model.")] = None,
     best_of: Annotated[int | None, typer.Option("--best-of", min=2, max=256, metavar="N", help="Draw N pictures a prompt and keep the one that --reward likes best.")] = None,
     reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="The reward of --best-of.")] = None,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep only what works right now on the GPU (encoders, then transformer, then VAE), the rest in memory: slower, same pictures.")] = False,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Draw pictures, with any number of adapters."""
@@ -67,7 +68,7 @@ def generate(
     trigger = _trigger_note(files, requests, progress)
     records: dict[str, ThinkingRecord] = {}
     thinker = _rewrite(think, _enhancer(enhancer, enhancer_model), trigger, seeds[0], records)
-    drawn = list(draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress))
+    drawn = list(draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress, offload=offload))
     kept, labels, extra = _keep(drawn, reward if best_of else None, len(seeds))
     kept = [save_kept(Kept(each.drawn, each.score, records.get(each.drawn.asked)), found, named, out) for each in kept]
     blocks = [*trace_blocks(kept), *(grid_sheet(drawn, named, labels) if len(drawn) > 1 else [])]

@@ -17,6 +17,7 @@ from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.attach import attach, detach
 from finetune.adapters.strict_reading import locate
+from finetune.families.key_layouts import KEY_MAPS
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.journal import parse_line
 from finetune.preference.loaded_base import LoadedBase
@@ -182,7 +183,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 def _draw(loaded: LoadedBase, folder: CandidateFolder, missing: Sequence[tuple[Candidate, PictureRequest]], variant: tuple[AdapterUse, ...], batch_size: int, progress: Progress) -> None:
     """Batch by batch, so that a kill loses at most one batch. A picture is written before its line."""
     for number, use in enumerate(variant):
-        attach(loaded.transformer, read_adapter(use.path), f"variant{number}", use.weight)
+        attach(loaded.transformer, read_adapter(use.path, KEY_MAPS), f"variant{number}", use.weight)
     try:
         with progress.phase("candidates", len(missing)) as advance:
             for start in range(0, len(missing), batch_size):

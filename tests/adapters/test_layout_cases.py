@@ -87,6 +87,7 @@ RENAMED = [
     ("U54 token refiner, A not cut", "hunyuan_video", "diffusion_model.txt_in.individual_token_refiner.blocks.0.self_attn_qkv", under(REFINER, QKV), (D, D, D), "kohya"),
     ("lumina 2, grouped queries", "lumina2", "diffusion_model.layers.0.attention.qkv", under("layers.0.", QKV), (D, D // 3, D // 3), "peft"),
     ("auraflow", "auraflow", "diffusion_model.double_layers.0.attn.w1q", ("joint_transformer_blocks.0.attn.add_q_proj",), (D,), "peft"),
+    ("auraflow picture embedding", "auraflow", "diffusion_model.init_x_linear", ("pos_embed.proj",), (D,), "peft"),
     ("flux 2 keeps linear1 fused", "flux2", "diffusion_model.single_blocks.0.linear1", (SINGLE + "attn.to_qkv_mlp_proj",), (9 * D,), "peft"),
 ]
 
@@ -107,6 +108,7 @@ SWAPPED = [
     ("U30 sd3 last context block", "sd3", "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1", "transformer_blocks.23.norm1_context.linear"),
     ("U48 hunyuan dit", "hunyuan_dit", "base_model.model.final_layer.adaLN_modulation.1", "norm_out.linear"),
     ("U55 hunyuan video", "hunyuan_video", "diffusion_model.final_layer.adaLN_modulation.1", "norm_out.linear"),
+    ("auraflow last modulation", "auraflow", "diffusion_model.modF.1", "norm_out.linear"),
 ]
 
 

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_tools.errors import BrushworkError
 from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
 from finetune.errors import RunFolderError, TrainingError
+from finetune.families.key_layouts import KEY_MAPS
 from finetune.objectives import LossWeighting
 from finetune.preference import latent_codec
 from finetune.preference.candidate_folder import CandidateFolder
@@ -142,9 +146,15 @@ def test_the_guard_stops_a_wrecking_run_and_keeps_the_last_healthy_adapter(bases
     assert result.stopped and result.steps < 60 and result.kl <= 5.0 and result.best_step < result.steps
 
 
+def in_another_layout(adapter: Path, folder: Path) -> Path:
+    """The same adapter under the names of Tencent's own code, as a file from elsewhere would come."""
+    return export(read_adapter(adapter), "tencent", folder / "foreign", KEY_MAPS["hunyuan_dit"]).path
+
+
 def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, rated, tmp_path):
     first = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "first")
-    second = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(first.adapter)), tmp_path / "second")
+    foreign = in_another_layout(first.adapter, tmp_path)
+    second = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(foreign)), tmp_path / "second")
     assert set(read_adapter(second.adapter).ranks.values()) == {8}
     check = json.loads((tmp_path / "second" / "result.json").read_text())["checks"][0]
     assert check["kl"] == 0
@@ -217,11 +227,13 @@ def test_adapters_are_variants_and_are_named_in_the_record(bases, rated, tmp_pat
     variants = parse_variants(["base", f"{adapter}:0.5", f"{adapter}+{adapter}:0.5"])
     assert variants == ((), (AdapterUse(adapter, 0.5),), (AdapterUse(adapter, 1.0), AdapterUse(adapter, 0.5)))
     base = LoadedBase.named(str(bases["hunyuan_dit"]))
-    report = make_candidates(base, [Prompt("p", "a dog")], CandidateSettings(per_prompt=1, steps=2, guidance=1.0, height=32, width=32, variants=variants[:2]), tmp_path / "out")
-    plain, warm = report.candidates
+    report = make_candidates(base, [Prompt("p", "a dog")], CandidateSettings(per_prompt=1, steps=2, guidance=1.0, height=32, width=32, variants=(*variants[:2], *parse_variants([f"{in_another_layout(adapter, tmp_path)}:0.5"]))), tmp_path / "out")
+    plain, warm, foreign = report.candidates
     assert plain.adapters == () and warm.adapters[0]["name"] == "warm" and warm.adapters[0]["weight"] == 0.5
     folder = CandidateFolder(tmp_path / "out")
     assert folder.picture(plain).read_bytes() != folder.picture(warm).read_bytes()
+    warm_pixels, foreign_pixels = (np.asarray(Image.open(folder.picture(candidate)), dtype=int) for candidate in (warm, foreign))
+    assert abs(warm_pixels - foreign_pixels).max() <= 1
 
 
 @pytest.mark.parametrize(("content", "named"), [("", "no prompt"), ("{\n", "JSON"), ('{"prompt": 3}\n', "prompt"), ('{"prompt_id":"a","prompt":"x"}\n{"prompt_id":"a","prompt":"y"}\n', "two prompts")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.adapters.keys import KeyMap, Rule, rename, within
+from finetune.adapters.keys import KeyMap, Rule, rename, swapped, within
 from finetune.families.key_layouts.two_stream import JOINT_ATTENTION, layers
 
 FEED_FORWARD = ("linear_1", "linear_2", "out_projection")
@@ -31,7 +31,7 @@ AURAFLOW = KeyMap(
         )),
         *within("single_layers.{}", "single_transformer_blocks.{}", (*_attention(1, PICTURE), *_feed_forward("mlp", "ff"), rename("modCX.1", "norm1.linear"))),
         rename("cond_seq_linear", "context_embedder"), rename("t_embedder.mlp.0", "time_step_proj.linear_1"), rename("t_embedder.mlp.2", "time_step_proj.linear_2"),
-        rename("final_linear", "proj_out"),
+        rename("final_linear", "proj_out"), rename("init_x_linear", "pos_embed.proj"), swapped("modF.1", "norm_out.linear"),
     )},
     layouts={"kohya": "original", "comfy": "original"},
     widths=(3072,),

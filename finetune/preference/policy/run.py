@@ -145,10 +145,11 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.attach import attach, bake
     from finetune.adapters.lora import inject_lora, lora_parameters
+    from finetune.families.key_layouts import KEY_MAPS
     from finetune.families.targets import resolve_targets
 
     if settings.start:
-        attach(loaded.transformer, read_adapter(Path(settings.start)), "start")
+        attach(loaded.transformer, read_adapter(Path(settings.start), KEY_MAPS), "start")
         bake(loaded.transformer)
     targets = resolve_targets(loaded.family.facts, settings.targets)
     inject_lora(loaded.transformer, targets, settings.rank, seed=settings.seed)

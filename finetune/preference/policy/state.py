@@ -38,10 +38,11 @@ class TrainedModel:
         from finetune.adapters.adapter_file import read_adapter
         from finetune.adapters.arithmetic import Weighted, merge
         from finetune.adapters.lora import collect_lora
+        from finetune.families.key_layouts import KEY_MAPS
 
         learned = collect_lora(self.transformer)
         if settings.start:
-            learned = merge([Weighted(read_adapter(Path(settings.start)), 1.0), Weighted(learned, 1.0)]).adapter
+            learned = merge([Weighted(read_adapter(Path(settings.start), KEY_MAPS), 1.0), Weighted(learned, 1.0)]).adapter
         import hashlib
 
         return learned.with_provenance(
