@@ -1,7 +1,8 @@
 """A process that decodes pictures, one after another, so that a decoder that hangs or dies takes only this process along.
 
-Started by `worker_pool`. First line in: {"limits": {...}, "task": name, "cache": folder or null}. Then one JSON list a picture: [number, path,
-mask or null]; out comes [number, result] for each, in order. A result is a JSON object, with "code" when it is bad.
+Started by `worker_pool`. First line in: {"limits": {...}, "task": name, "cache": folder or null}; out comes "ready" when all libraries are
+loaded. Then one JSON list a picture: [number, path, mask or null]; out comes [number, result] for each, in order. A result is a JSON object,
+with "code" when it is bad.
 """
 
 from __future__ import annotations
@@ -106,13 +107,16 @@ def _limit_memory(limits: Limits) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # decoders written in C print to both; the answers must stay clean
-    os.dup2(silence, 2)
     settings = json.loads(sys.stdin.buffer.readline())
+    if settings["task"] == "fingerprint":
+        import data_tools.fingerprints  # noqa: F401 - what cannot be loaded must be known before the first picture
     limits, task = Limits(**settings["limits"]), TASKS[settings["task"]]
     known = ResultCache(settings["task"], limits, Path(settings["cache"])) if settings["cache"] else None
     _limit_memory(limits)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # decoders written in C print to both; the answers must stay clean
+    os.dup2(silence, 2)
+    answers.write(b'"ready"\n')
     for line in sys.stdin.buffer:
         number, path, mask = json.loads(line)
         answers.write((json.dumps([number, task(path, mask, limits, known)]) + "\n").encode())

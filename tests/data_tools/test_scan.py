@@ -75,6 +75,16 @@ def test_a_decoder_that_dies_costs_only_the_picture_it_was_at(folder):
     assert all("code" not in results[i] for i in range(1, 6))
 
 
+@pytest.mark.parametrize("source", ["raise ImportError('libjpeg.so.62: cannot open shared object file')", "import os; os._exit(9)"])
+def test_processes_that_cannot_start_are_one_error_and_no_fault_of_the_pictures(folder, scan, tmp_path, monkeypatch, source):
+    (tmp_path / "broken" / "PIL").mkdir(parents=True)
+    (tmp_path / "broken" / "PIL" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    with pytest.raises(DataError) as raised:
+        scan(folder, use_cache=False)
+    assert "cannot start: " + ("ImportError: libjpeg.so.62: cannot open" if "raise" in source else "they end without a word") in raised.value.what and raised.value.fix
+
+
 def test_memory_is_limited(folder, scan):
     slow_picture(folder / "slow.png")
     report = scan(folder, limits=Limits(memory_bytes=500 * 2**20), use_cache=False)
