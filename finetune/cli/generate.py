@@ -42,7 +42,7 @@ def generate(
     enhancer: Annotated[str, typer.Option("--enhancer", metavar="rules|MODEL|URL", help="Who thinks: rules, a chat model (folder or Hub id), or an endpoint.")] = "rules",
     enhancer_model: Annotated[str | None, typer.Option("--enhancer-model", metavar="NAME", help="The endpoint's name of the model.")] = None,
     best_of: Annotated[int | None, typer.Option("--best-of", min=2, max=256, metavar="N", help="Draw N pictures a prompt and keep the one that --reward likes best.")] = None,
-    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="The reward of --best-of.")] = None,
+    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="The reward of --best-of: a reward file, measure:NAME, or a published one as in `prefer train`.")] = None,
     offload: Annotated[bool, typer.Option("--offload", help="Keep only what works right now on the GPU (encoders, then transformer, then VAE), the rest in memory: slower, same pictures.")] = False,
     json: Json = False, quiet: Quiet = False,
 ) -> None:

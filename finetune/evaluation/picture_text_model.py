@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from data_tools.pickle_refusal import refuse_pickles
 from finetune.errors import BadInput
 from finetune.evaluation.evidence import Evidence, Pixels
 
@@ -24,6 +25,7 @@ def load_model(folder: Path, kind: str = "AutoModel") -> Any:
     """A frozen transformers model from a folder. Raises BadInput when it is not one; pickles and code are never read."""
     import transformers
 
+    refuse_pickles(folder)
     try:
         model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.errors import BrushworkError
+from data_tools.errors import BadInput, BrushworkError
 from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.exporting import export
@@ -134,6 +134,14 @@ def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases
         train_preference(settings, tmp_path / "run")
     with pytest.raises(RunFolderError, match="kl_weight"):
         train_preference(settings.model_copy(update={"kl_weight": 9.0}), tmp_path / "run", resume=True)
+
+
+def test_several_processes_are_refused_before_anything_is_written(bases, rated, tmp_path, monkeypatch):
+    """Under `accelerate launch`; a run would otherwise be written twice over."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="one process, not in 2"):
+        train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_guard_stops_a_wrecking_run_and_keeps_the_last_healthy_adapter(bases, rated, tmp_path):

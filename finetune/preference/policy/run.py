@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data_tools.atomic_files import write_text
-from data_tools.errors import DataError
+from data_tools.errors import BadInput, DataError
 from data_tools.progress import Progress
 from finetune.errors import Interrupted, RunFolderError, TrainingError
 from finetune.objectives import LossWeighting, Objective
@@ -70,6 +71,9 @@ def train_preference(settings: PreferenceSettings, out: Path, *, resume: bool = 
     Raises DataError, BadInput, BaseModelError, RunFolderError (bad input), TrainingError, VerifyError and Interrupted.
     """
     began, progress = time.monotonic(), progress or Progress()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput(f"preference learning runs in one process, not in {os.environ['WORLD_SIZE']}", where="accelerate launch",
+                       fix="start it without `accelerate launch`; several cards can each do a run of their own")
     settings.check()
     run = RunFolder(out)
     _check_folder(run, settings, resume)
@@ -102,11 +106,14 @@ def _check_folder(run: RunFolder, settings: PreferenceSettings, resume: bool) ->
 def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -> Job:
     """Read the folder, load the base, inject the LoRA, draw the base's held-out pictures."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     folder = CandidateFolder.existing(Path(settings.data))
     train_prompts, held_out = split_prompts(folder, settings)
     loaded = LoadedBase.named(settings.base, settings.revision)
     loaded.encode([*train_prompts.values(), *held_out, ""])
+    # The library keeps one state a process; an earlier run in this process may have had another precision.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="no" if loaded.precision.name == "fp32" else loaded.precision.name, cpu=loaded.device.type == "cpu")
     reward = load_reward(settings.reward, loaded) if settings.reward else None
     _check_differentiable(settings, reward)

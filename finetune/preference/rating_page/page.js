@@ -141,6 +141,7 @@ async function drawQuestion(loaded) {
   else if (state.mode === "score") stage.replaceChildren(views.scoring(loaded[0], state.criteria, texts(), setPoint));
   else stage.replaceChildren(views.choices(loaded, state.mode === "pair" ? ["←", "→"] : labels.map((_, position) => String(position + 1)), labels, choose));
   if (state.mode === "rank") views.markRanks(stage, local.ranks);
+  views.fitColumns(stage);
   if (state.mode === "score" && local.flicker === null) views.markPoints(stage, local.points, state.criteria[local.current]);
   stage.dataset.question = current.key;
 }
@@ -308,6 +309,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   action();
 });
+addEventListener("resize", () => views.fitColumns(stage));
 $("language").addEventListener("click", switchLanguage);
 $("help-button").addEventListener("click", toggleHelp);
 

@@ -25,14 +25,23 @@ function framed(image) {
 
 export function choices(images, badges, labels, onChoose) {
   const pair = images.length === 2 && badges[0] !== "1";
-  const columns = images.length <= 3 ? images.length : images.length === 4 ? 2 : Math.ceil(images.length / 2);
   const grid = element("div", { className: pair ? "pictures pair" : "pictures many" });
-  grid.style.setProperty("--columns", columns);
   images.forEach((image, position) => {
     const button = element("button", { type: "button", className: "picture", "aria-label": labels[position], "data-position": position, onclick: () => onChoose(position) }, framed(image), key(badges[position]));
     grid.append(button);
   });
   return grid;
+}
+
+// The number of columns at which the pictures of a ranking are largest in the room that there is.
+export function fitColumns(stage) {
+  const grid = stage.querySelector(".many");
+  if (!grid) return;
+  const count = grid.children.length;
+  const ratio = Math.max(...[...grid.querySelectorAll(".frame")].map((frame) => Number(frame.style.getPropertyValue("--ratio")) || 1));
+  const edge = (columns) => Math.min(stage.clientWidth / columns, (stage.clientHeight / Math.ceil(count / columns) - 40) * ratio);
+  const columns = Array.from({ length: count }, (_, index) => index + 1).reduce((best, one) => (edge(one) > edge(best) ? one : best));
+  grid.style.setProperty("--columns", columns);
 }
 
 export function markRanks(stage, ranks) {

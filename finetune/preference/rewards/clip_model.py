@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_tools.pickle_refusal import refuse_pickles
 from finetune.errors import BaseModelError
 
 
@@ -33,6 +34,7 @@ class ClipModel:
         """
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+        refuse_pickles(identifier)
         try:
             model = AutoModel.from_pretrained(identifier, revision=revision, use_safetensors=True, trust_remote_code=False).eval().requires_grad_(False)
             images = AutoImageProcessor.from_pretrained(processor or identifier, revision=None if processor else revision)
@@ -46,12 +48,7 @@ class ClipModel:
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 3, size, size) normalised: shorter edge to `size`, centre crop."""
-        height, width = pixels.shape[-2:]
-        scale = self.size / min(height, width)
-        resized = F.interpolate(pixels, (max(self.size, round(height * scale)), max(self.size, round(width * scale))), mode="bicubic", antialias=True)
-        top, left = (resized.shape[-2] - self.size) // 2, (resized.shape[-1] - self.size) // 2
-        cropped = resized[..., top:top + self.size, left:left + self.size].clamp(0, 1)
-        return (cropped - cropped.new_tensor(self.mean).view(1, 3, 1, 1)) / cropped.new_tensor(self.std).view(1, 3, 1, 1)
+        return prepare_pixels(pixels, self.size, self.mean, self.std)
 
     def images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D), unit length."""
@@ -64,6 +61,16 @@ class ClipModel:
         tokens.pop("token_type_ids", None)
         with torch.no_grad():
             return F.normalize(_tensor(self.model.get_text_features(**tokens)).float(), dim=1).cpu()
+
+
+def prepare_pixels(pixels: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 3, size, size): shorter edge to `size`, bicubic; centre crop; normalised. Carries gradients."""
+    height, width = pixels.shape[-2:]
+    scale = size / min(height, width)
+    resized = F.interpolate(pixels, (max(size, round(height * scale)), max(size, round(width * scale))), mode="bicubic", antialias=True)
+    top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
+    cropped = resized[..., top:top + size, left:left + size].clamp(0, 1)
+    return (cropped - cropped.new_tensor(mean).view(1, 3, 1, 1)) / cropped.new_tensor(std).view(1, 3, 1, 1)
 
 
 def _tensor(output: Any) -> Tensor:

@@ -18,6 +18,7 @@ from finetune.preference.rewards.features import build_features
 from finetune.preference.rewards.measures import Measure
 from finetune.preference.rewards.preference_head import PreferenceHead
 from finetune.preference.rewards.protocol import Reward
+from finetune.preference.rewards.ready_made import READY_MADE, ready_made
 
 HEAD_TENSORS = ("mean", "scale", "directions", "weights", "offset")
 
@@ -58,23 +59,15 @@ class ClipScore:
         return {"v": 1, "kind": "clip_score", "model": self.clip.identifier, "revision": self.clip.revision, "processor": self.processor, "scaled": self.scaled}
 
 
-# The names that people know, as the files they would write themselves.
-READY_MADE: dict[str, dict[str, Any]] = {
-    "pickscore": {"v": 1, "kind": "clip_score", "model": "yuvalkirstain/PickScore_v1", "processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "scaled": True},
-    "clip": {"v": 1, "kind": "clip_score", "model": "openai/clip-vit-large-patch14", "scaled": False},
-    "siglip": {"v": 1, "kind": "clip_score", "model": "google/siglip2-base-patch16-256", "scaled": False},
-}
-
-
 def load_reward(reference: str | Path, base: LoadedBase | None = None, *, part: str = "head") -> Reward:
-    """The reward that a file or a ready-made name means: pickscore, clip, siglip, or measure:NAME.
+    """The reward that a file means, a ready-made NAME or NAME:FOLDER (see `ready_made`), or measure:NAME.
 
     base: where given, features of the same base use it instead of loading it again.  part: "head", or "witness" for the
     second head of a preference file. Raises DataError for an unreadable file, BadInput for what it asks in vain.
     """
     name = str(reference)
-    if name in READY_MADE:
-        return _build(READY_MADE[name], Path(), base, part, name)
+    if (description := ready_made(name)) is not None:
+        return _build(description, Path(), base, part, name)
     if name.startswith("measure:"):
         return Measure(name.removeprefix("measure:"))
     path = Path(reference)
@@ -85,7 +78,7 @@ def load_reward(reference: str | Path, base: LoadedBase | None = None, *, part: 
 def witness_of(reference: str | Path, base: LoadedBase | None = None) -> Reward | None:
     """The second head of a preference file, or None where the reward has none."""
     path = Path(reference).with_suffix(".json")
-    if str(reference) in READY_MADE or not path.is_file() or _read(path).get("kind") != "preference_head":
+    if not path.is_file() or _read(path).get("kind") != "preference_head":
         return None
     return load_reward(reference, base, part="witness")
 
@@ -94,7 +87,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError("no such reward file", where=str(path), fix=f"make one with `brushwork prefer reward`, or use {', '.join(READY_MADE)} or measure:NAME") from None
+        raise DataError("no such reward file", where=str(path), fix=f"make one with `brushwork prefer reward`, or use {', '.join(READY_MADE)} (with :FOLDER for weights at hand) or measure:NAME") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"not a reward file ({type(error).__name__})", where=str(path), fix="give the .json or .safetensors that `brushwork prefer reward` wrote") from None
     if not isinstance(description, dict) or description.get("v") != 1 or description.get("kind") not in BUILDERS:
@@ -117,6 +110,12 @@ def _clip_score(description: dict[str, Any], path: Path, base: LoadedBase | None
     return ClipScore(description["model"], description.get("revision"), description.get("processor"), description.get("scaled", True))
 
 
+def _image_reward(description: dict[str, Any], path: Path, base: LoadedBase | None, part: str) -> Reward:
+    from finetune.preference.rewards.image_reward import ImageReward
+
+    return ImageReward(description["model"])
+
+
 def _sum(description: dict[str, Any], path: Path, base: LoadedBase | None, part: str) -> Reward:
     parts = []
     for entry in description["parts"]:
@@ -129,7 +128,7 @@ def _sum(description: dict[str, Any], path: Path, base: LoadedBase | None, part:
 
 
 def _beside(path: Path, reference: str) -> str | Path:
-    if reference in READY_MADE or reference.startswith("measure:"):
+    if reference.partition(":")[0] in (*READY_MADE, "measure"):
         return reference
     return path.parent / reference
 
@@ -155,4 +154,4 @@ def _preference_head(description: dict[str, Any], path: Path, base: LoadedBase |
     return PreferenceHead(features, tensors, description.get("report"), path.stem)
 
 
-BUILDERS = {"measure": _measure, "clip_score": _clip_score, "sum": _sum, "preference_head": _preference_head}
+BUILDERS = {"measure": _measure, "clip_score": _clip_score, "image_reward": _image_reward, "sum": _sum, "preference_head": _preference_head}
