@@ -37,6 +37,10 @@ RULES = (
          "is longer than the whole training", "make it smaller than training.steps"),
     Rule("samples.height", ("samples",), lambda samples: (samples.height is None) != (samples.width is None),
          "and `samples.width` go together", "set both, or neither"),
+    Rule("samples.most_drift", ("samples",), lambda samples: samples.most_drift > 0 and not (samples.unrelated and samples.every),
+         "is looked at on pictures that are not drawn", "set samples.unrelated and samples.every, or leave it at 0"),
+    Rule("samples.stop_on_copies", ("samples",), lambda samples: samples.stop_on_copies and not samples.every,
+         "is looked at on pictures that are not drawn", "set samples.every"),
 )
 
 

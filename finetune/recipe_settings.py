@@ -124,6 +124,8 @@ class SampleSettings(Section):
     unrelated: Annotated[tuple[Text, ...], Field(strict=False, max_length=64)] = setting(
         (), "Further prompts, drawn without the trigger: how far they drift from the base's pictures is watched during training.")
     stop_on_copies: bool = setting(False, "Whether training ends early when more than a quarter of the sample pictures are near-copies of training pictures.")
+    most_drift: float = setting(
+        0.0, "Training ends early when the pictures of `unrelated` are on average further than this from the base's; 0.1 is clearly seen, 0 never ends it.", "OKLab", ge=0, le=1.2)
     negative: Text = setting("", "Negative prompt.")
     every: Count = setting(0, "Draw after this many steps; 0 draws only before and after.", "optimizer steps")
     steps: int = setting(20, "Sampler steps of a picture.", "sampler steps", ge=1, le=1000)

@@ -57,7 +57,8 @@ def bake(
     parts = [_weighted(each) for each in files]
     found = locate_base(base)
     changed = bake_pipeline(found.folder, out, parts, progress=progress_for(quiet))
-    emit({"path": out, "changed_layers": changed, "licence": found.licence.identifier}, [f"{out}  ({changed} layers changed)"], json=json)
+    notes = ["the thinking tokens of the adapter are not in the baked model, so its pictures differ"] if any(part.adapter.provenance.get("thinking_tokens") for part in parts) else []
+    emit({"path": out, "changed_layers": changed, "licence": found.licence.identifier, "notes": notes}, [f"{out}  ({changed} layers changed)", *(f"note: {note}" for note in notes)], json=json)
 
 
 def extract(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_tools.progress import Progress
+
+if TYPE_CHECKING:
+    from finetune.families.protocol import Conditioning, ModelFamily
 
 PROMPT = "a picture"
 NOISE_SEED = 0
 
 
-def load_for_probe(base: str, revision: str | None, progress: Progress) -> tuple[Any, Callable[[Any], Any]]:
-    """(transformer, run): `run(transformer)` predicts for a fixed noise and prompt on a small picture, always the same."""
+def load_for_probe(base: str, revision: str | None, progress: Progress, adapter: Path | None = None) -> tuple[Any, Callable[[Any], Any]]:
+    """(transformer, run): `run(transformer)` predicts for a fixed noise and prompt on a small picture, always the same.
+
+    adapter: the file that is to be proven; its thinking tokens, if it has any, take part in the prediction. Raises
+    AdapterError where they are missing, others, or fit another model.
+    """
     import gc
     import json
 
@@ -31,6 +39,8 @@ def load_for_probe(base: str, revision: str | None, progress: Progress) -> tuple
         pipeline = family.load(found.folder, frozenset({"text"}), dtype)
         pipeline.to(device)
         conditionings = family.encode_prompts(pipeline, [PROMPT])
+    if adapter is not None:
+        conditionings = _with_tokens(adapter, family, conditionings)
     del pipeline
     gc.collect()
     with progress.phase("loading the transformer"):
@@ -44,3 +54,12 @@ def load_for_probe(base: str, revision: str | None, progress: Progress) -> tuple
     level = NoiseLevel(sigma=torch.tensor([0.5]), timestep=torch.tensor([500.0]))
     geometry = PictureGeometry((edge, edge), (edge, edge))
     return transformer, lambda model: family.predict(model, noise, level, conditionings, [geometry])
+
+
+def _with_tokens(file: Path, family: ModelFamily, conditionings: list[Conditioning]) -> list[Conditioning]:
+    from finetune.adapters.adapter_file import read_adapter
+    from finetune.families.key_layouts import KEY_MAPS
+    from finetune.thinking.tokens import tokens_of
+
+    tokens = tokens_of(read_adapter(file, KEY_MAPS), file, family.facts.text_stream)
+    return conditionings if tokens is None else [tokens.joined_to(each) for each in conditionings]

@@ -175,7 +175,7 @@ def import_results(
     else:
         raise BadInput(f"there is no form called {form!r}", where="--form", fix=f"one of {', '.join([*READERS, 'table'])}")
     evaluation = add_to_evaluation(into, results)
-    lines = [f"{row['model']}  {row['benchmark']}  {row['value']:.4g}" for row in evaluation["imported"]]
+    lines = [f"{row['model']}  {row['benchmark']}  {'not given' if row['value'] is None else format(row['value'], '.4g')}" for row in evaluation["imported"]]
     emit({"imported": evaluation["imported"], "evaluation": into / "evaluation.json"}, [*lines, "run the comparison again to see them on its page"], json=json)
 
 

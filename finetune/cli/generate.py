@@ -75,8 +75,14 @@ def generate(
     sheet = save_sheet(blocks, out) if blocks else None
     lines = [str(each.path) + ("" if each.score is None else f"  score {each.score:.4g}") for each in kept]
     lines += [f"sheet  {sheet}"] if sheet else []
-    lines += [f"best of {best_of}: {extra['gain']['mean']:+.4g} over one picture on average"] if best_of else []
+    lines += [_gain_line(extra["gain"])] if best_of else []
     emit({"pictures": [as_data(each, named) for each in kept], "sheet": sheet, **extra}, lines, json=json)
+
+
+def _gain_line(gain: Mapping[str, Any]) -> str:
+    """What choosing was worth; the interval is over prompts, so few of them have none."""
+    interval = "" if gain["low"] is None else f" ({gain['low']:+.4g} to {gain['high']:+.4g}, 95 %)"
+    return f"best of {gain['n']}: {gain['mean']:+.4g} over one picture on average{interval}"
 
 
 def _seeds(given: list[str] | None, best_of: int | None, reward: str | None) -> list[int]:
@@ -85,6 +91,9 @@ def _seeds(given: list[str] | None, best_of: int | None, reward: str | None) -> 
     seeds = parse_seeds(given or ["0"])
     if best_of is None:
         return seeds
+    from finetune.preference.rewards.reward_files import check_reward
+
+    check_reward(reward)
     if len(seeds) > 1:
         raise BadInput("--best-of counts its own seeds", where="--seed", fix="give the first seed only")
     return list(range(seeds[0], seeds[0] + best_of))

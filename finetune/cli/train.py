@@ -41,7 +41,8 @@ def train(
     from finetune.evaluation.validation import RunValidator
     from finetune.training.run import train as train_adapter
 
-    watch = RunValidator(stops=wanted.recipe.samples.stop_on_copies) if wanted.recipe.samples.every else None
+    samples = wanted.recipe.samples
+    watch = RunValidator(stops=samples.stop_on_copies, most_drift=samples.most_drift) if samples.every else None
     result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch)
     if result is not None:
         emit(result_data(result), result_lines(result), json=json)

@@ -51,6 +51,6 @@ img { display:block; image-rendering:auto; max-width:256px } .small img { image-
 
 {% if result.imported %}<h2>Imported results</h2><p class="faint">Numbers that this program did not measure. Compare only what was graded by the same grader on the same prompts.</p>
 <table><tr><th>Model</th><th>Benchmark</th><th>Value</th><th>Grader</th><th>Version</th><th>Prompts</th><th>n</th><th>Seed</th><th>Source</th></tr>
-{% for row in result.imported %}<tr><td><bdi>{{ row.model }}</bdi></td><td>{{ row.benchmark }}</td><td class="n">{{ number(row.value) }}{{ " of " ~ row.scale if row.scale else "" }}</td>{% for key in ("grader", "version", "prompts", "n", "seed", "source") %}<td><bdi>{{ row[key] if row[key] is not none else "not stated" }}</bdi></td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% for row in result.imported %}<tr><td><bdi>{{ row.model }}</bdi></td><td>{{ row.benchmark }}</td><td class="n">{{ number(row.value) if row.value is not none else "not given" }}{{ " of " ~ row.scale if row.scale else "" }}</td>{% for key in ("grader", "version", "prompts", "n", "seed", "source") %}<td><bdi>{{ row[key] if row[key] is not none else "not stated" }}</bdi></td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
 </main></body></html>
 """

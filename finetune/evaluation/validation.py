@@ -25,10 +25,11 @@ class RunValidator:
     """A `SampleWatch`: after each drawing of samples it returns a row for `validation.jsonl`.
 
     stops: whether a run that copies its training pictures is to be ended early; the row's "stop" then says why.
+    most_drift: of the unrelated samples, beyond which it is ended early as well; 0 is never.
     """
 
-    def __init__(self, *, stops: bool = False):
-        self._stops = stops
+    def __init__(self, *, stops: bool = False, most_drift: float = 0.0):
+        self._stops, self._most_drift = stops, most_drift
         self._features: tuple[list[NamedPicture], Any] | None = None
 
     def __call__(self, step: int, drawn: Sequence[Path], before: Sequence[Path], training: Sequence[Path], unrelated: Sequence[bool]) -> dict[str, Any]:
@@ -48,6 +49,8 @@ class RunValidator:
             "pairs": _pairs(drawn, named, nearest), "stop": None}
         if self._stops and share > COPIED_SHARE:
             row["stop"] = f"{share:.0%} of the sample pictures are near-copies of training pictures"
+        elif self._most_drift and row["drift"] is not None and row["drift"] > self._most_drift:
+            row["stop"] = f"pictures of unrelated prompts have drifted by {row['drift']:.3f} from the base's, more than {self._most_drift:g}"
         return row
 
     def _training(self, paths: Sequence[Path]) -> tuple[list[NamedPicture], Any]:

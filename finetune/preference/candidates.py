@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools.atomic_files import whole_file
 from data_tools.errors import BadInput, DataError
@@ -17,12 +17,16 @@ from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.attach import attach, detach
 from finetune.adapters.strict_reading import locate
+from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.journal import parse_line
 from finetune.preference.loaded_base import LoadedBase
 from finetune.sampling import PictureRequest, save_picture
 from finetune.sampling_sheets import contact_sheet
+
+if TYPE_CHECKING:
+    from finetune.thinking.tokens import ThinkingTokens
 
 
 @dataclass(frozen=True)
@@ -182,19 +186,31 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def _draw(loaded: LoadedBase, folder: CandidateFolder, missing: Sequence[tuple[Candidate, PictureRequest]], variant: tuple[AdapterUse, ...], batch_size: int, progress: Progress) -> None:
     """Batch by batch, so that a kill loses at most one batch. A picture is written before its line."""
-    for number, use in enumerate(variant):
-        attach(loaded.transformer, read_adapter(use.path, KEY_MAPS), f"variant{number}", use.weight)
+    tokens = _attach(loaded, variant)
     try:
         with progress.phase("candidates", len(missing)) as advance:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start:start + batch_size]
-                pictures = loaded.draw([request for _, request in batch], batch_size=batch_size)
+                pictures = loaded.draw([request for _, request in batch], tokens=tokens, batch_size=batch_size)
                 for (candidate, _), picture in zip(batch, pictures, strict=True):
                     _store(folder, candidate, picture)
                 advance(len(batch))
     finally:
         if variant:
             detach(loaded.transformer)
+
+
+def _attach(loaded: LoadedBase, variant: tuple[AdapterUse, ...]) -> ThinkingTokens | None:
+    """Attach the adapters; the thinking tokens that one of them may have. Raises AdapterError where several have some."""
+    from finetune.thinking.tokens import tokens_of
+
+    files = [read_adapter(use.path, KEY_MAPS) for use in variant]
+    found = [tokens for use, file in zip(variant, files, strict=True) if (tokens := tokens_of(file, use.path, loaded.family.facts.text_stream)) is not None]
+    if len(found) > 1:
+        raise AdapterError("several adapters of one variant have thinking tokens, which cannot be used together", where="--adapter", fix="join adapters of which at most one has some")
+    for number, (use, file) in enumerate(zip(variant, files, strict=True)):
+        attach(loaded.transformer, file, f"variant{number}", use.weight)
+    return found[0] if found else None
 
 
 def _store(folder: CandidateFolder, candidate: Candidate, picture: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from finetune.families.protocol import Conditioning, PictureGeometry
 from finetune.preference import latent_codec
 from finetune.sampling import PictureRequest, draw, encode_all
 from finetune.training.precision import choose_base_dtype, choose_precision
+
+if TYPE_CHECKING:
+    from finetune.thinking.tokens import ThinkingTokens
 
 # Latents decoded at a time; bounds the memory of the VAE.
 DECODED_AT_A_TIME = 8
@@ -84,7 +87,10 @@ class LoadedBase:
         """(B, 3, H, W) in [0, 1] -> latents (B, C, h, w); carries gradients."""
         return latent_codec.encode(self.pipeline.vae, pixels.to(self.device))
 
-    def draw(self, requests: Sequence[PictureRequest], **options: Any) -> list[Any]:
-        """Pictures by the pipeline's own sampler (see `finetune.sampling.draw`)."""
+    def draw(self, requests: Sequence[PictureRequest], *, tokens: ThinkingTokens | None = None, **options: Any) -> list[Any]:
+        """Pictures by the pipeline's own sampler (see `finetune.sampling.draw`). tokens: of the attached adapter, if it has any."""
+        from finetune.thinking.tokens import conditionings_with_tokens
+
         self.encode(text for request in requests for text in (request.prompt, request.negative))
-        return draw(self.family, self.pipeline, requests, self.conditionings, **options)
+        conditionings = conditionings_with_tokens(self.conditionings, tokens, {request.negative for request in requests})
+        return draw(self.family, self.pipeline, requests, conditionings, **options)

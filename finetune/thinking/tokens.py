@@ -168,13 +168,15 @@ def read_tokens(folder: Path | str) -> ThinkingTokens:
 def tokens_of(adapter: AdapterFile, path: Path | str, stream: TextStream | None) -> ThinkingTokens | None:
     """The tokens that belong to a loaded adapter file, or None for one that was trained without.
 
-    path: the adapter's file or folder.  stream: of the family that it is used with. An adapter without its tokens is a
+    path: the adapter's file, folder or run.  stream: of the family that it is used with. An adapter without its tokens is a
     different adapter: AdapterError when they are missing, are not the ones it was trained with, or fit another family.
     """
+    from finetune.adapters.strict_reading import locate
+
     stated = adapter.provenance.get(KEY)
     if not stated:
         return None
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    folder = locate(Path(path)).parent
     if not isinstance(stated, dict) or "sha256" not in stated:
         raise AdapterError("its header speaks of thinking tokens in a way that cannot be read", where=str(path))
     if not (folder / FILE_NAME).exists():

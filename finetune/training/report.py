@@ -54,6 +54,9 @@ PAGE = """<!doctype html>
 <text x="60" y="{{ height + 14 }}">step {{ curve.first }}</text><text x="{{ width + 60 }}" y="{{ height + 14 }}" text-anchor="end">{{ curve.last }}</text>
 <polyline class="raw" points="{{ curve.raw }}"/><polyline class="line" points="{{ curve.smooth }}"/></svg>
 {% else %}<p>No step has been logged.</p>{% endfor %}
+{% if watched %}<h2>Copies and drift on the way</h2><table><tr><th>Step</th><th>Near-copies among the samples</th><th>Nearest training picture</th><th>Drift of unrelated pictures</th><th></th></tr>
+{% for row in watched %}<tr><td>{{ row.step }}</td><td>{{ row.copies }}</td><td>{{ row.nearest }}</td><td>{{ row.drift }}</td><td>{{ row.pairs }}{{ row.stop }}</td></tr>{% endfor %}</table>
+<p class="note">Likeness is 1 for the same picture; drift is the mean colour difference (OKLab) to what the base draws.</p>{% endif %}
 <h2>Data</h2><p>{{ pictures }} pictures were trained. {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
 {% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
 {% if reasons %}<h2>Automatic choices</h2><table>{% for key, value in reasons.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
@@ -85,7 +88,7 @@ def write_report(run: RunFolder) -> Path:
     curves = [curve for title, key in CURVES if (curve := _curve(title, key, rows))]
     page = Environment(autoescape=True).from_string(PAGE).render(
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
-        sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, width=CURVE_WIDTH, height=CURVE_HEIGHT,
+        sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, watched=_watched(run), width=CURVE_WIDTH, height=CURVE_HEIGHT,
         pictures=data.get("pictures", 0), left_out=data.get("left_out", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
         recipe="".join(path.read_text(encoding="utf-8") for path in (run.recipe, run.path / "preference.toml") if path.exists()),
     )
@@ -138,6 +141,17 @@ def _polyline(points: Sequence[tuple[int, float]], low: float, high: float) -> s
         f"{60 + CURVE_WIDTH * (step - first) / max(1, last - first):.1f},{CURVE_HEIGHT - (CURVE_HEIGHT - 6) * ((value - low) / (high - low or 1)):.1f}"
         for step, value in thinned
     )
+
+
+def _watched(run: RunFolder) -> list[dict[str, Any]]:
+    """What was seen of memorisation and drift, by step; a resumed run looked at some steps twice, and the later look counts."""
+    if not run.validation.exists():
+        return []
+    by_step = {row["step"]: row for line in run.validation.read_text(encoding="utf-8").splitlines() if "step" in (row := json.loads(line))}
+    return [{
+        "step": step, "copies": f"{row['near_copies']:.0%}", "nearest": f"{row['nearest']:.2f}", "drift": "" if row["drift"] is None else f"{row['drift']:.3f}",
+        "pairs": "; ".join(f"{pair['picture']} is like {pair['training']}" for pair in row["pairs"]), "stop": f" Stopped here: {row['stop']}" if row["stop"] else "",
+    } for step, row in sorted(by_step.items())]
 
 
 def _samples_on_the_way(run: RunFolder) -> list[dict[str, Any]]:

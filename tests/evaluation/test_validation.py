@@ -32,6 +32,9 @@ def test_copies_and_drift_are_told_apart(tmp_path):
     moved = RunValidator()(100, [before[0], before[0]], before, training, [False, True])
     assert moved["drift"] > 0.05 and moved["near_copies"] == 0
     assert RunValidator()(100, before, before, training, [False, False])["drift"] is None
+    assert "drifted" in RunValidator(most_drift=0.05)(100, [before[0], before[0]], before, training, [False, True])["stop"]
+    for limit, related in ((0.0, [False, True]), (2.0, [False, True]), (0.05, [False, False])):
+        assert RunValidator(most_drift=limit)(100, [before[0], before[0]], before, training, related)["stop"] is None
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,8 @@ def test_a_run_writes_a_row_at_each_drawing_and_the_unrelated_prompt_has_no_trig
     result = train(recipe_of(folder), folder / "run", cache_folder=folder / "cache", watch_samples=RunValidator())
     rows = [json.loads(line) for line in (folder / "run" / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2] and rows[0]["drift"] > 0 and result.steps == 4
+    page = (folder / "run" / "report.html").read_text()
+    assert "Copies and drift on the way" in page and f"<td>{rows[0]['drift']:.3f}</td>" in page
     with Image.open(folder / "run" / "samples" / "step-000002-01.png") as picture:
         assert json.loads(picture.info["brushwork"])["prompt"] == "the sea"
 

@@ -156,7 +156,10 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     from finetune.families.targets import resolve_targets
 
     if settings.start:
-        attach(loaded.transformer, read_adapter(Path(settings.start), KEY_MAPS), "start")
+        start = read_adapter(Path(settings.start), KEY_MAPS)
+        if start.provenance.get("thinking_tokens"):
+            raise BadInput("was trained with thinking tokens, which would stay behind", where=settings.start, fix="start from an adapter without them")
+        attach(loaded.transformer, start, "start")
         bake(loaded.transformer)
     targets = resolve_targets(loaded.family.facts, settings.targets)
     inject_lora(loaded.transformer, targets, settings.rank, seed=settings.seed)

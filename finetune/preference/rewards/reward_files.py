@@ -70,9 +70,21 @@ def load_reward(reference: str | Path, base: LoadedBase | None = None, *, part: 
         return _build(description, Path(), base, part, name)
     if name.startswith("measure:"):
         return Measure(name.removeprefix("measure:"))
-    path = Path(reference)
-    path = path.with_suffix(".json") if path.suffix == ".safetensors" else path
+    path = _json_of(Path(reference))
     return _build(_read(path), path, base, part, str(path))
+
+
+def _json_of(path: Path) -> Path:
+    return path.with_suffix(".json") if path.suffix == ".safetensors" else path
+
+
+def check_reward(reference: str | Path) -> None:
+    """Say at once what is wrong with a reference, before pictures are drawn for it. Reads no weights. Raises as `load_reward`."""
+    name = str(reference)
+    if name.startswith("measure:"):
+        Measure(name.removeprefix("measure:"))
+    elif ready_made(name) is None:
+        _read(_json_of(Path(reference)))
 
 
 def witness_of(reference: str | Path, base: LoadedBase | None = None) -> Reward | None:
