@@ -19,6 +19,7 @@ from finetune.adapters.attach import attach, detach
 from finetune.adapters.strict_reading import locate
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
+from finetune.generation import usual_size
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.journal import parse_line
 from finetune.preference.loaded_base import LoadedBase
@@ -60,7 +61,7 @@ class AdapterUse:
 class CandidateSettings:
     """variants: sets of adapters that each draw every prompt and seed; an empty set is the base alone.
 
-    per_prompt: seeds a prompt, from `seed` on.  height, width: pixels, None is the family's usual edge.
+    per_prompt: seeds a prompt, from `seed` on.  height, width: pixels, None is the base's usual edge.
     """
 
     per_prompt: int = 4
@@ -163,7 +164,7 @@ def _is_there(folder: CandidateFolder, candidate: Candidate) -> bool:
 
 
 def _planned(loaded: LoadedBase, prompts: Sequence[Prompt], settings: CandidateSettings, variant: tuple[AdapterUse, ...]) -> Iterator[tuple[Candidate, PictureRequest]]:
-    edge = loaded.family.facts.resolution
+    edge = usual_size(loaded.base)
     height, width = settings.height or edge, settings.width or edge
     adapters = tuple(use.to_record() for use in variant)
     scheduler = loaded.pipeline.scheduler

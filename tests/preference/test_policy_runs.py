@@ -19,6 +19,7 @@ from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
 from finetune.errors import RunFolderError, TrainingError
 from finetune.families.key_layouts import KEY_MAPS
+from finetune.generation import usual_size
 from finetune.objectives import LossWeighting
 from finetune.preference import latent_codec
 from finetune.preference.candidate_folder import CandidateFolder
@@ -228,6 +229,13 @@ def test_candidates_are_drawn_once_and_can_be_made_again(bases, tmp_path):
     assert more.drawn == 2 and {candidate.seed for candidate in more.candidates} == {0, 1, 2}
     record = json.loads((tmp_path / "one" / "candidates.jsonl").read_text().splitlines()[2])
     assert record["negative"] == "blurry" and record["base"] == str(bases["hunyuan_dit"]) and record["scheduler"]["class"] and record["image_sha256"]
+
+
+def test_candidates_take_the_size_that_the_base_draws_by_itself(bases, tmp_path):
+    """Not the family's usual one: a base for 64 pixels draws nothing but slow nonsense at 1024."""
+    base = LoadedBase.named(str(bases["hunyuan_dit"]))
+    [drawn] = make_candidates(base, [Prompt("p", "a dog")], CandidateSettings(per_prompt=1, steps=1, guidance=1.0), tmp_path / "out").candidates
+    assert drawn.height == drawn.width == usual_size(base.base) < base.family.facts.resolution
 
 
 def test_adapters_are_variants_and_are_named_in_the_record(bases, rated, tmp_path):

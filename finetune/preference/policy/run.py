@@ -16,6 +16,7 @@ from data_tools.atomic_files import write_text
 from data_tools.errors import BadInput, DataError
 from data_tools.progress import Progress
 from finetune.errors import Interrupted, RunFolderError, TrainingError
+from finetune.generation import usual_size
 from finetune.objectives import LossWeighting, Objective
 from finetune.preference.candidate_folder import CandidateFolder
 from finetune.preference.loaded_base import LoadedBase
@@ -174,7 +175,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
 def _denoiser(settings: PreferenceSettings, folder: CandidateFolder, loaded: LoadedBase, objective: Objective) -> Denoiser:
     """At the size of the candidates unless told otherwise."""
     first = next(iter(folder.candidates().values()))
-    edge = loaded.family.facts.resolution
+    edge = usual_size(loaded.base)
     multiple = loaded.family.facts.size_multiple
     height, width = (max(multiple, (asked or known or edge) // multiple * multiple) for asked, known in ((settings.height, first.height), (settings.width, first.width)))
     path = path_for(objective, settings.sampler_steps, torch.Size((1, *loaded.latent_shape(height, width))))
