@@ -182,7 +182,8 @@ def summary(folder: Folder, json: Json = False, quiet: Quiet = False) -> None:
     if len(adapters) > 1:
         lines += ["adapters, strongest first (log-odds against the average, 95 % interval):"]
         lines += [f"  {one.item}: {one.strength:+.2f} ({one.low:+.2f} to {one.high:+.2f}), {one.comparisons} comparisons" for one in adapters]
-    lines += [f"first of {prompt}: {standings[0].item} ({standings[0].strength:+.2f}, {standings[0].low:+.2f} to {standings[0].high:+.2f})" for prompt, standings in pictures.items()]
+    known = candidates.candidates()
+    lines += [f"first of {known[first.item].prompt[:60]!r}: {known[first.item].path} ({first.strength:+.2f}, {first.low:+.2f} to {first.high:+.2f})" for first, *_ in pictures.values()]
     emit(data, lines, json=json)
 
 

@@ -45,7 +45,8 @@ def import_native(folder: CandidateFolder, path: Path, pictures: Path | None = N
             log.append(event)
             report.judgements += 1
     if report.left_out and not report.judgements and not report.already_there:
-        raise DataError(f"none of {len(report.left_out)} entries could be imported; the first: {report.left_out[0][1]}", where=report.left_out[0][0])
+        raise DataError(f"none of {len(report.left_out)} entries could be imported; the first: {report.left_out[0][1]}", where=report.left_out[0][0],
+                        fix="its picture paths begin beside the file; say with --pictures FOLDER where else")
     return report
 
 
