@@ -85,7 +85,7 @@ def train(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The folder of candidates (and for dpo of comparisons).")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder.")],
     method: Annotated[str, typer.Option("--method", help="dpo: from comparisons alone; grpo: policy gradient; draft or refl: gradients of the reward.")] = "dpo",
-    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="Reward file, measure:NAME, pickscore, clip, siglip; hpsv2:FOLDER or imagereward:FOLDER for converted weights.")] = None,
+    reward: Annotated[str | None, typer.Option("--reward", metavar="FILE", help="Reward file, measure:NAME, pickscore, clip, siglip; hpsv2:FOLDER or imagereward:FOLDER for converted weights; several as 0.7*FILE+0.3*pickscore.")] = None,
     witness: Annotated[str | None, typer.Option("--witness", metavar="FILE", help="A second reward that is only watched; a fall of it stops the run.")] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Left out: the base that drew the candidates.")] = None,
     start: Annotated[Path | None, typer.Option("--adapter", metavar="FILE", help="Adapter to start from; it becomes the reference and part of the result.")] = None,

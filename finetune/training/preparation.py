@@ -22,6 +22,7 @@ from finetune.training.preloading import late_imports
 from finetune.training.resume import check_continuation
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
+from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
 from finetune.training.training_set import TrainingSet, build_training_set
 
@@ -87,6 +88,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         run.write_json(run.data_summary, {
             "data_hash": training_set.data_hash, "pictures": len(training_set.pictures), "layout": training_set.layout,
             "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
+            "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.pictures),
         })
         write_text(run.recipe, dump_recipe(recipe))
     samples = plan_samples(recipe, base.family.facts, training_set)

@@ -31,7 +31,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; } .trace { white-space: pre-line; }
 svg { width: 100%; max-width: 44rem; height: auto; } .line { fill: none; stroke: #c2410c; stroke-width: 1.5; }
 .raw { fill: none; stroke: #9ca3af; stroke-width: .6; } .axis { stroke: #9ca3af; stroke-width: .5; } text { font-size: 11px; fill: #6b7280; }
 pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: 4px; } .note { color: #6b7280; }
@@ -59,6 +59,8 @@ PAGE = """<!doctype html>
 <p class="note">Likeness is 1 for the same picture; drift is the mean colour difference (OKLab) to what the base draws.</p>{% endif %}
 <h2>Data</h2><p>{{ pictures }} pictures were trained. {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
 {% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
+{% if thoughts %}<h2>What was thought</h2><table><tr><th>Picture and caption</th><th>Trace</th><th>Trained as</th></tr>
+{% for row in thoughts %}<tr><td>{{ row.picture }}<br><bdi>{{ row.prompt }}</bdi></td><td class="trace"><bdi>{{ row.trace }}</bdi></td><td><bdi>{{ row.enhanced if row.ok else "as it is: " ~ row.reason }}</bdi></td></tr>{% endfor %}</table>{% endif %}
 {% if reasons %}<h2>Automatic choices</h2><table>{% for key, value in reasons.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
 {% if samples %}<h2>On the way</h2>{% for sample in samples %}<h3>{{ sample.name }}</h3>{% for picture in sample.pictures %}<img src="{{ picture }}" alt=""> {% endfor %}{% endfor %}{% endif %}
 <h2>Recipe</h2><pre>{{ recipe }}</pre>
@@ -89,7 +91,7 @@ def write_report(run: RunFolder) -> Path:
     page = Environment(autoescape=True).from_string(PAGE).render(
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
         sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, watched=_watched(run), width=CURVE_WIDTH, height=CURVE_HEIGHT,
-        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
+        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), thoughts=data.get("thoughts", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
         recipe="".join(path.read_text(encoding="utf-8") for path in (run.recipe, run.path / "preference.toml") if path.exists()),
     )
     write_text(run.report, page)

@@ -13,7 +13,7 @@ from finetune.preference.rewards.features import PixelFeatures, build_features
 from finetune.preference.rewards.fitting import calibration_error, fit_head
 from finetune.preference.rewards.measures import MEASURES, PLAIN, Measure, gram, warmth
 from finetune.preference.rewards.preference_head import pixels_of, train_reward
-from finetune.preference.rewards.reward_files import load_reward, witness_of
+from finetune.preference.rewards.reward_files import check_reward, load_reward, witness_of
 from tests.preference.pictures import colour_folder, rate_all_pairs
 
 
@@ -125,6 +125,21 @@ def test_rewards_add_up_by_weight(tmp_path):
     pixels = torch.rand(3, 3, 8, 8)
     expected = 2 * PLAIN["warmth"](pixels) - PLAIN["contrast"](pixels)
     assert load_reward(tmp_path / "mix.json").score(pixels, ["x"] * 3) == pytest.approx(expected, abs=1e-6)
+
+
+def test_rewards_are_weighted_on_the_command_line(tmp_path):
+    (tmp_path / "cold.json").write_text('{"v": 1, "kind": "measure", "measure": "warmth", "target": -1.0}')
+    pixels = torch.rand(3, 3, 8, 8)
+    expected = 2 * PLAIN["contrast"](pixels) - 0.5 * load_reward(tmp_path / "cold.json").score(pixels, ["x"] * 3)
+    check_reward(f"2*measure:contrast + -0.5*{tmp_path / 'cold.json'}")
+    assert load_reward(f"2*measure:contrast + -0.5*{tmp_path / 'cold.json'}").score(pixels, ["x"] * 3) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["2*", "x*measure:warmth", "nan*measure:warmth", "2*measure:warmth+measure:contrast", "2*measure:beauty", "1*absent.json", "measure:beauty", "absent.json", "hpsv2"])
+def test_a_reward_that_cannot_be_is_named_before_pictures_are_drawn(reference):
+    with pytest.raises(BrushworkError) as caught:
+        check_reward(reference)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -100,3 +100,15 @@ def test_publishing_takes_the_tokens_along_and_refuses_an_adapter_that_lost_them
     (tmp_path / FILE_NAME).unlink()
     with pytest.raises(AdapterError, match="is not beside it"):
         read_source(tmp_path / "alone.safetensors")
+
+
+def test_the_report_shows_what_was_thought_about_the_pictures(job, tmp_path):
+    folder, _, _ = job
+    pictures = write_pictures(tmp_path / "pictures", count=2)
+    record = think_by_rules("a red ball to the left of a <b>box</b>")
+    write_record(thinking_path(pictures / "picture0.png"), record)
+    recipe = small_recipe(folder / "base", pictures, data__thinking="trace", training__steps=1)
+    train(recipe, tmp_path / "run", cache_folder=folder / "cache")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What was thought" in page and "picture0.png" in page and "&lt;b&gt;box" in page and "<b>box" not in page
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["thoughts"][0]["trace"] == record.trace

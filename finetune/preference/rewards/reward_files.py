@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.errors import DataError
+from data_tools.errors import BadInput, DataError
 
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.rewards.features import build_features
@@ -60,12 +61,15 @@ class ClipScore:
 
 
 def load_reward(reference: str | Path, base: LoadedBase | None = None, *, part: str = "head") -> Reward:
-    """The reward that a file means, a ready-made NAME or NAME:FOLDER (see `ready_made`), or measure:NAME.
+    """The reward that a file means, a ready-made NAME or NAME:FOLDER (see `ready_made`), measure:NAME, or several of them
+    with their weights, such as 0.7*reward.safetensors+0.3*pickscore.
 
     base: where given, features of the same base use it instead of loading it again.  part: "head", or "witness" for the
     second head of a preference file. Raises DataError for an unreadable file, BadInput for what it asks in vain.
     """
     name = str(reference)
+    if (terms := weighted_terms(name)) is not None:
+        return WeightedSum([(load_reward(term, base, part=part), weight) for weight, term in terms], name)
     if (description := ready_made(name)) is not None:
         return _build(description, Path(), base, part, name)
     if name.startswith("measure:"):
@@ -78,10 +82,29 @@ def _json_of(path: Path) -> Path:
     return path.with_suffix(".json") if path.suffix == ".safetensors" else path
 
 
+def weighted_terms(text: str) -> list[tuple[float, str]] | None:
+    """(weight, reference) of each term of WEIGHT*REFERENCE+WEIGHT*REFERENCE; None for a reference without weights."""
+    if "*" not in text:
+        return None
+    terms = []
+    for term in text.split("+"):
+        weight, times, reference = term.strip().partition("*")
+        try:
+            terms.append((float(weight), reference.strip()))
+        except ValueError:
+            times = ""
+        if not times or not terms[-1][1] or not math.isfinite(terms[-1][0]):
+            raise BadInput(f"{term.strip()!r} is not WEIGHT*REWARD", where="--reward", fix="write several rewards as 0.7*reward.safetensors+0.3*measure:warmth")
+    return terms
+
+
 def check_reward(reference: str | Path) -> None:
     """Say at once what is wrong with a reference, before pictures are drawn for it. Reads no weights. Raises as `load_reward`."""
     name = str(reference)
-    if name.startswith("measure:"):
+    if (terms := weighted_terms(name)) is not None:
+        for _, term in terms:
+            check_reward(term)
+    elif name.startswith("measure:"):
         Measure(name.removeprefix("measure:"))
     elif ready_made(name) is None:
         _read(_json_of(Path(reference)))
