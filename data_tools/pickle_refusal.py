@@ -8,8 +8,8 @@ from data_tools.errors import BadInput
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HOW_TO_CONVERT = (
-    "convert it once where nothing can be lost: state = torch.load(FILE, weights_only=True); safetensors.torch.save_file({name: tensor.contiguous() "
-    "for name, tensor in state.items()}, \"model.safetensors\"); then give a folder with config.json and the .safetensors in transformers' names"
+    "convert it once where nothing can be lost, such as a container without network: open it with torch's own loader and weights_only on, write its tensors with "
+    "safetensors.torch.save_file(..., \"model.safetensors\"), and give a folder with config.json and the tensors under transformers' names"
 )
 
 
