@@ -1,6 +1,6 @@
 """The whole preference loop on the embedded model, on a CPU: draw, rate, learn a reward, optimise, choose.
 
-    python examples/preference_loop.py --out preference_demo          about five minutes on one core
+    python examples/preference_loop.py --out preference_demo          about four minutes of one core
 
 The annotator is simulated: it likes warm pictures (more red than blue) and is wrong 15 % of the time. With real people,
 `brushwork prefer rate preference_demo/candidates --annotator YOU` takes its place; everything else stays.
@@ -48,7 +48,7 @@ WARMTH = "measure:warmth"
 METHODS = {
     "dpo": {"steps": 30, "learning_rate": 2e-3, "beta": 500.0, "batch_size": 8, "check_every": 10},
     "grpo": {"steps": 8, "learning_rate": 1e-3, "prompts_per_round": 3, "group": 6, "kl_weight": 0.1, "window": 3, "window_rounds": 2, "check_every": 2},
-    "draft": {"steps": 16, "learning_rate": 3e-4, "batch_size": 8, "kl_weight": 20.0, "check_every": 4},
+    "draft": {"steps": 12, "learning_rate": 3e-4, "batch_size": 8, "kl_weight": 20.0, "check_every": 4},
 }
 
 

@@ -23,6 +23,22 @@ So on this base thinking is no gain: it was trained on captions of a few words, 
 The rules therefore leave a prompt of one thing alone. They were changed after a first look at the last column, which is
 what they wrote before, and half of the two-object prompts got "to the left of" in place of "and" then, so that there
 is something to think about: none of this is a test on unseen prompts. Whether larger bases gain was not measured.
+
+Adapters, measured once: 200 steps of the mini recipe each, the style's 24 held-out subjects at guidance 2.5, one seed; palette
+distance to the style's pictures (less is better) and share of pictures whose nearest true picture is the one asked for:
+
+| adapter | prompts | palette distance | difference to plain | right subject | difference to plain |
+|---|---|---|---|---|---|
+| none (the base) | plain | 0.908 | +0.724 (+0.694 .. +0.754) | 0.96 | -0.04 (-0.13 .. 0.00) |
+| plain captions | plain | 0.185 | | 1.00 | |
+| plain captions | thought, in full | 0.374 | +0.189 (+0.138 .. +0.247) | 0.25 | -0.75 (-0.92 .. -0.58) |
+| trained with traces | thought, in full | 0.195 | +0.010 (-0.004 .. +0.024) | 0.96 | -0.04 (-0.13 .. 0.00) |
+| plain captions and 4 thinking tokens | plain | 0.188 | +0.003 (-0.000 .. +0.006) | 1.00 | 0.00 |
+| the same, tokens put back to their mean | plain | 0.186 | +0.001 (-0.005 .. +0.006) | 1.00 | 0.00 |
+
+No variant gains over plain captions. What does show: long thought prompts ruin an adapter that was trained on short
+captions, and training with traces (`data.thinking = "trace"`) undoes that almost wholly. Captions in training and
+prompts in use must have one form. Thinking tokens change nothing that can be told from their untrained control.
 """
 
 from __future__ import annotations
