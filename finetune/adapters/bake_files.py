@@ -30,9 +30,13 @@ def bake_pipeline(base: Path | str, out: Path | str, adapters: Sequence[Weighted
     Raises AdapterError when an adapter does not fit, a sum is not finite, or the base is quantised; BaseModelError when
     the base is not a pipeline folder or `out` is not free.
     """
-    base, out = Path(base), Path(out)
-    if not (base / "model_index.json").is_file():
+    if not (Path(base) / "model_index.json").is_file():
         raise BaseModelError("not a pipeline folder (there is no model_index.json)", where=str(base))
+    return bake_folder(Path(base), Path(out), adapters, component=component, progress=progress)
+
+
+def bake_folder(base: Path, out: Path, adapters: Sequence[Weighted], *, component: str, progress: Progress | None = None) -> int:
+    """As `bake_pipeline`, for a folder of any kind; its weights lie in `component`, or in the folder itself when that is ""."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BaseModelError("exists already", where=str(out), fix="choose another --out")
     if base.resolve() == out.resolve() or base.resolve() in out.resolve().parents:

@@ -51,14 +51,12 @@ def bake(
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """A pipeline folder with adapters written into its weights; stock diffusers opens it."""
-    from finetune.adapters.bake_files import bake_pipeline
-    from finetune.families.base_models import locate_base
+    from finetune.families.baking import bake_into
 
     parts = [_weighted(each) for each in files]
-    found = locate_base(base)
-    changed = bake_pipeline(found.folder, out, parts, progress=progress_for(quiet))
+    changed, licence = bake_into(base, out, parts, progress_for(quiet))
     notes = ["the thinking tokens of the adapter are not in the baked model, so its pictures differ"] if any(part.adapter.provenance.get("thinking_tokens") for part in parts) else []
-    emit({"path": out, "changed_layers": changed, "licence": found.licence.identifier, "notes": notes}, [f"{out}  ({changed} layers changed)", *(f"note: {note}" for note in notes)], json=json)
+    emit({"path": out, "changed_layers": changed, "licence": licence.identifier, "notes": notes}, [f"{out}  ({changed} layers changed)", *(f"note: {note}" for note in notes)], json=json)
 
 
 def extract(

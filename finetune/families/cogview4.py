@@ -61,7 +61,6 @@ class CogView4:
     def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
                 geometries: Sequence[PictureGeometry]) -> Tensor:
         lengths = [len(c.tensors["states"]) for c in conditionings]
-        output = torch.empty_like(noisy, dtype=torch.float32)
         groups = [[i for i, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
         parts = [self._predict(transformer, noisy[group], level.timestep[group], [conditionings[i] for i in group], [geometries[i] for i in group])
                  for group in groups]

@@ -23,11 +23,13 @@ from finetune.families.text_encoding import count_tokens, keep, stack
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 TEXT_LENGTH = 128
-ATTENTION = r".*\.attn1\.(to_[qkv](_t)?|to_out(_t)?)"
+BLOCK = r"(double|single)_stream_blocks\.\d+\.block"
+ATTENTION = rf"{BLOCK}\.attn1\.(to_[qkv](_t)?|to_out(_t)?)"
 FACTS = FamilyFacts(
     name="hidream", pipeline_classes=("HiDreamImagePipeline",), size_multiple=16, resolution=1024,
-    targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|.*\.ff_[it]\.(shared_experts\.)?w[123])",
-             "all": rf"({ATTENTION}|.*\.ff_[it]\.(shared_experts\.|experts\.\d+\.)?w[123])"},
+    # Experts are numbered too, and a range of blocks means the other number.
+    targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|{BLOCK}\.ff_[it]\.(shared_experts\.)?w[123])",
+             "all": rf"({ATTENTION}|{BLOCK}\.ff_[it]\.(shared_experts\.|experts\.[0-9]+\.)?w[123])"},
     licence=LicenceTerms(identifier="mit", name="MIT", link="https://opensource.org/license/mit",
                          notice="The Llama 3.1 text encoder has the Llama 3.1 Community License."),
     never_quantise=("t_embedder", "p_embedder", "x_embedder", "final_layer", "*.gate", "caption_projection"))

@@ -1,19 +1,30 @@
 """HunyuanImage-3.0 (Tencent, 80 billion parameters): what can be done with its adapters, and why it is not trained here.
 
-It is not a diffusers model, and no single card holds it. Adapters made elsewhere can be mapped and merged: that is tensor
-work. Layout read in Tencent-Hunyuan/HunyuanImage-3.0 `hunyuan_image_3/hunyuan.py`.
+It is not a diffusers model, and no single card holds it. Adapters made elsewhere can be mapped to the base's own modules and
+baked into a copy of it, tensor by tensor. Layout read in Tencent-Hunyuan/HunyuanImage-3.0 `hunyuan_image_3/hunyuan.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import AdapterError, BaseModelError
+from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, AdapterFile
+from finetune.adapters.bake_files import bake_folder
+from finetune.errors import AdapterError, BadInput, BaseModelError
+from finetune.families.licences import tencent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from data_tools.progress import Progress
+    from finetune.adapters.arithmetic import Weighted
+
+LICENCE = tencent("https://huggingface.co/tencent/HunyuanImage-3.0/blob/main/LICENSE", 2025, "European Union, United Kingdom, South Korea")
+FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "up_proj": "gate_and_up_proj", "gate_proj": "gate_and_up_proj"}
 
 PARAMETERS = 80.95e9
 NOT_IN_EXPERTS = 3.64e9
@@ -44,7 +55,8 @@ def refusal(where: str) -> BaseModelError:
         f"HunyuanImage-3.0 is not trained here: its {PARAMETERS / 1e9:.0f} billion parameters take {weights} before any activation, "
         f"and {here}. With experts in memory and the rest ({NOT_IN_EXPERTS / 1e9:.1f} billion) on a card, every step would move about "
         f"{TRANSFER_GIB_PER_STEP} GiB over the bus. Training it needs at least three 80 GiB cards in bfloat16", where=where,
-        fix="train HunyuanImage-2.1 or HunyuanDiT; adapters made elsewhere for 3.0 can be converted and merged")
+        fix="train HunyuanImage-2.1 or HunyuanDiT; an adapter made elsewhere is baked into a local copy of 3.0 with "
+            "`brushwork adapter bake FILE --base FOLDER --out FOLDER`")
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,16 @@ class AttentionLayout:
     kv_heads: int = 8
     group: int = 4
     head_dim: int = 128
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> AttentionLayout:
+        """From the checkpoint's `config.json`. Raises BaseModelError where it lacks the numbers of heads."""
+        try:
+            heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
+            head_dim = int(config.get("attention_head_dim") or config.get("head_dim") or config["hidden_size"] // heads)
+        except (KeyError, TypeError, ValueError):
+            raise BaseModelError("config.json does not say how many attention heads there are", where="config.json", fix="download the base again") from None
+        return cls(kv_heads, heads // kv_heads, head_dim)
 
     @property
     def rows(self) -> int:
@@ -79,46 +101,71 @@ def join_qkv(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout)
     return torch.cat([heads(query, layout.group), heads(key, 1), heads(value, 1)], dim=1).reshape(layout.rows, -1)
 
 
-def adapter_deltas(tensors: Mapping[str, Tensor], layout: AttentionLayout, scale: float = 1.0) -> dict[str, Tensor]:
-    """Weight changes by base module, from `<module>.lora_A.weight` and `.lora_B.weight`.
+def fused(adapter: AdapterFile, layout: AttentionLayout) -> AdapterFile:
+    """The adapter on the base's own modules: `q_proj`, `k_proj`, `v_proj` joined into `qkv_proj`, `up_proj` and `gate_proj` into
+    `gate_and_up_proj`, whose first half is "up" here, against the usual order.
 
-    Split names are joined into the fused weights of the base: `q_proj`, `k_proj`, `v_proj` (absent ones change nothing), and
-    `up_proj`, `gate_proj` into `gate_and_up_proj`, whose first half is "up" here, against the usual order.
+    Exact: pairs that share A stay at their rank, others add theirs up. Absent parts change nothing. Raises AdapterError where
+    a module comes both ways, or with DoRA magnitudes, which cannot be joined.
     """
+    groups: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    tensors: dict[str, Tensor] = {}
+    for module in adapter.modules:
+        parent, _, leaf = module.rpartition(".")
+        if leaf in FUSED:
+            groups.setdefault(f"{parent}.{FUSED[leaf]}", {})[leaf] = adapter.pair(module)
+        else:
+            tensors[module + A_SUFFIX], tensors[module + B_SUFFIX] = adapter.pair(module)
+    if groups and adapter.uses_dora:
+        raise AdapterError("DoRA magnitudes of split projections cannot be joined", fix="train without DoRA, or on the base's own fused modules")
+    for module, pairs in groups.items():
+        if module + A_SUFFIX in tensors:
+            raise AdapterError(f"{module} comes whole and in parts")
+        tensors[module + A_SUFFIX], tensors[module + B_SUFFIX] = _joined(module, pairs, layout)
+    return replace(adapter, tensors=adapter.tensors if adapter.uses_dora else tensors)
+
+
+def _joined(module: str, pairs: Mapping[str, tuple[Tensor, Tensor]], layout: AttentionLayout) -> tuple[Tensor, Tensor]:
     import torch
 
-    changes: dict[str, Tensor] = {}
-    for name in sorted(key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")):
-        pair = tensors[f"{name}.lora_A.weight"], tensors.get(f"{name}.lora_B.weight")
-        if pair[1] is None:
-            raise AdapterError(f"{name} has lora_A but no lora_B")
-        changes[name.removeprefix("base_model.model.")] = scale * (pair[1].float() @ pair[0].float())
-    fused: dict[str, Tensor] = {}
-    for module, change in changes.items():
-        parent, _, leaf = module.rpartition(".")
-        if leaf in ("q_proj", "k_proj", "v_proj"):
-            width = change.shape[1]
-            counts = {"q_proj": layout.group, "k_proj": 1, "v_proj": 1}
-            parts = [changes.get(f"{parent}.{own}", torch.zeros(layout.kv_heads * count * layout.head_dim, width)) for own, count in counts.items()]
-            fused[f"{parent}.qkv_proj"] = join_qkv(*parts, layout)
-        elif leaf in ("up_proj", "gate_proj"):
-            parts = [changes.get(f"{parent}.{own}", torch.zeros_like(change)) for own in ("up_proj", "gate_proj")]
-            fused[f"{parent}.gate_and_up_proj"] = torch.cat(parts)
-        else:
-            fused[module] = change
-    return fused
+    shared = next(iter(pairs.values()))[0]
+    one_a = all(a.equal(shared) for a, _ in pairs.values())
+    total = len(shared) if one_a else sum(len(a) for a, _ in pairs.values())
+    rows = {"q_proj": layout.group * layout.kv_heads * layout.head_dim, "k_proj": layout.kv_heads * layout.head_dim, "v_proj": layout.kv_heads * layout.head_dim}
+    width, start, columns = {len(b) for _, b in pairs.values()}, 0, {}
+    names = ("q_proj", "k_proj", "v_proj") if "qkv" in module else ("up_proj", "gate_proj")
+    for name in names:
+        a, b = pairs.get(name, (shared[:0], shared.new_zeros(rows.get(name, max(width)), 0)))
+        if len(b) != rows.get(name, max(width)):
+            raise AdapterError(f"{name} of {module} has {len(b)} rows, this base {rows.get(name, max(width))}")
+        columns[name] = b.new_zeros(len(b), total)
+        columns[name][:, start:start + len(a)] = b
+        start += 0 if one_a else len(a)
+    b = join_qkv(*columns.values(), layout) if "qkv" in module else torch.cat(list(columns.values()))
+    return shared if one_a else torch.cat([pairs[name][0] for name in names if name in pairs]), b
 
 
-def merge(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: AttentionLayout, scale: float = 1.0) -> dict[str, Tensor]:
-    """The base's weights `<module>.weight` with an adapter added, computed in float32 and kept in their own dtype.
+def checkpoint_folder(base: str) -> Path | None:
+    """The folder when `base` is a local copy of HunyuanImage-3.0, else None."""
+    folder = Path(base).expanduser()
+    config = _config(folder)
+    return folder if config is not None and is_hunyuan_image_3(config) else None
 
-    Raises AdapterError for a module that the base lacks or whose shape differs.
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def bake(folder: Path, out: Path, parts: Sequence[Weighted], progress: Progress) -> int:
+    """Copy the checkpoint to `out` with adapters in its weights: tensor by tensor, never the model. Returns the changed layers.
+
+    Raises AdapterError as `bake_files.bake_pipeline` does, and BadInput for a folder that the makers' code could not load from.
     """
-    merged = dict(weights)
-    for module, change in adapter_deltas(tensors, layout, scale).items():
-        name = f"{module}.weight"
-        if name not in merged or merged[name].shape != change.shape:
-            raise AdapterError(f"the adapter changes {module} {list(change.shape)}, which this base does not have",
-                               fix="give the adapter's own base, or the layout of its attention heads")
-        merged[name] = (merged[name].float() + change).to(merged[name].dtype)
-    return merged
+    if "." in out.name:
+        raise BadInput("HunyuanImage-3.0 is not loaded from a folder with a dot in its name", where=f"--out {out}", fix="choose a name without a dot")
+    layout = AttentionLayout.of(_config(folder) or {})
+    return bake_folder(folder, out, [replace(part, adapter=fused(part.adapter, layout)) for part in parts], component="", progress=progress)

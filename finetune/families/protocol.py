@@ -57,7 +57,8 @@ class FamilyFacts:
 
     pipeline_classes: diffusers class names in `model_index.json` that this family serves.
     size_multiple: training sizes are multiples of this many pixels.  resolution: usual training edge in pixels.
-    targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there.
+    targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there. Where a
+    block's number stands it says \\d+, and nowhere else, so that a preset can be narrowed to a range of blocks.
     never_quantise: modules to keep in full precision with all below them, as full names from the top or as patterns with *
     (`finetune.families.targets.keeps_full_precision` reads them).
     equal_text_lengths: pictures drawn in one call must have texts of one length.

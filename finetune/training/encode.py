@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,16 +19,21 @@ from data_tools.progress import Progress
 from finetune.errors import TrainingError
 from finetune.families.protocol import Conditioning, LatentDistribution
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
+from finetune.training.encoding_claims import Claims
 from finetune.training.pixels import load_pixels
 from finetune.training.training_set import TrainingPicture, TrainingSet
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from finetune.families.base_models import BaseModel
 
 PROMPTS_AT_ONCE = 16
 # Below this many pictures a pool of processes takes longer to start than it saves.
 PICTURES_WORTH_A_POOL = 64
 MOST_WORKERS = 8
+# Pictures that each worker may be ahead of the encoder: memory for them is bounded, and so is what a process claims at a time.
+READ_AHEAD = 4
 
 
 def latent_keys(base: BaseModel, pictures: Sequence[TrainingPicture], background: str, cache: EncodingCache) -> list[str]:
@@ -71,48 +78,73 @@ def worker_count(setting: str | int, pictures: int) -> int:
     return min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if pictures >= PICTURES_WORTH_A_POOL else 0
 
 
-@contextmanager
-def _pixel_stream(pictures: Sequence[TrainingPicture], background: str, workers: int) -> Iterator[Iterator]:
-    """uint8 (H, W, 3) arrays in the order of `pictures`. Workers load no torch, so starting them is cheap."""
-    arguments = ([picture.record.path for picture in pictures], [picture.placement for picture in pictures], [background] * len(pictures))
-    if workers == 0 or not pictures:
-        yield map(load_pixels, *arguments)
+def _pixels(claimed: Iterable[tuple[str, TrainingPicture]], background: str, workers: int) -> Iterator[tuple[str, TrainingPicture, np.ndarray]]:
+    """Each key and picture with its uint8 (H, W, 3) array, in order. Workers load no torch, so starting them is cheap."""
+    if workers == 0:
+        yield from ((key, picture, load_pixels(picture.record.path, picture.placement, background)) for key, picture in claimed)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.map(load_pixels, *arguments, chunksize=4)
+        ahead: deque = deque()
+        for key, picture in claimed:
+            ahead.append((key, picture, pool.submit(load_pixels, picture.record.path, picture.placement, background)))
+            if len(ahead) > READ_AHEAD * workers:
+                *first, pending = ahead.popleft()
+                yield *first, pending.result()
+        yield from ((key, picture, pending.result()) for key, picture, pending in ahead)
 
 
-def _encode_pictures(base: BaseModel, pictures: list[TrainingPicture], keys: list[str], background: str, cache: EncodingCache,
+def _encode_pictures(base: BaseModel, pictures: dict[str, TrainingPicture], background: str, cache: EncodingCache,
                      device: torch.device, workers: int, progress: Progress) -> None:
-    # fp32: some encoders overflow in half precision, and this is done once.
-    pipeline = base.family.load(base.folder, frozenset({"vae"}), torch.float32)
-    pipeline.vae.to(device)
-    with progress.phase("encoding pictures", len(pictures)) as advance, _pixel_stream(pictures, background, workers) as stream, torch.no_grad():
-        # One at a time, so that an entry does not depend on which pictures it was encoded with.
-        for picture, key, array in zip(pictures, keys, stream, strict=True):
-            pixels = torch.from_numpy(array).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
-            encoded = base.family.encode_images(pipeline, pixels)
-            if not (encoded.mean.isfinite().all() and encoded.std.isfinite().all()):
-                raise TrainingError("the encoder gave numbers that are not finite", where=str(picture.record.path), fix="check the picture, or leave it out")
-            cache.put(key, {"mean": encoded.mean[0].float(), "std": encoded.std[0].float()})
-            advance()
+    """Make the entries of `pictures`, by key, together with whatever other processes are at it."""
+    waiting, pipeline = list(pictures), None
+    with progress.phase("encoding pictures", len(pictures)) as advance, Claims(cache) as claims, torch.no_grad():
+        while waiting:
+            claimed = ((key, pictures[key]) for key in claims.unmade(waiting))
+            with closing(_pixels(claimed, background, workers)) as stream:
+                # One at a time, so that an entry does not depend on which pictures it was encoded with.
+                for key, picture, array in stream:
+                    if pipeline is None:
+                        # fp32: some encoders overflow in half precision, and this is done once.
+                        pipeline = base.family.load(base.folder, frozenset({"vae"}), torch.float32)
+                        pipeline.vae.to(device)
+                    pixels = torch.from_numpy(array).permute(2, 0, 1)[None].to(device, torch.float32) / 127.5 - 1
+                    encoded = base.family.encode_images(pipeline, pixels)
+                    if not (encoded.mean.isfinite().all() and encoded.std.isfinite().all()):
+                        raise TrainingError("the encoder gave numbers that are not finite", where=str(picture.record.path), fix="check the picture, or leave it out")
+                    cache.put(key, {"mean": encoded.mean[0].float(), "std": encoded.std[0].float()})
+                    claims.made(key)
+                    advance()
+            waiting = _left_to_others(cache, claims, waiting)
+
+
+def _left_to_others(cache: EncodingCache, claims: Claims, keys: Iterable[str]) -> list[str]:
+    """Keys that other processes had claimed and have not made yet, once the first of them is made or its process is dead."""
+    waiting = cache.missing(keys)
+    if waiting:
+        claims.wait(waiting[0])
+    return waiting
 
 
 def encode_prompts(base: BaseModel, prompts: Iterable[str], cache: EncodingCache, device: torch.device, dtype: torch.dtype, progress: Progress) -> dict[str, str]:
     """Make sure that every prompt is in the cache; returns its key by prompt."""
     keys = text_keys(base, dict.fromkeys(prompts), cache)
-    missing = set(cache.missing(keys.values()))
-    todo = [prompt for prompt, key in keys.items() if key in missing]
-    if not todo:
+    waiting = cache.missing(keys.values())
+    if not waiting:
         return keys
-    pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-    pipeline.to(device)
-    with progress.phase("encoding captions", len(todo)) as advance, torch.no_grad():
-        for start in range(0, len(todo), PROMPTS_AT_ONCE):
-            some = todo[start:start + PROMPTS_AT_ONCE]
-            for prompt, conditioning in zip(some, base.family.encode_prompts(pipeline, list(some)), strict=True):
-                cache.put(keys[prompt], dict(conditioning.tensors))
-            advance(len(some))
+    prompt_of, pipeline = {key: prompt for prompt, key in keys.items()}, None
+    with progress.phase("encoding captions", len(waiting)) as advance, Claims(cache) as claims, torch.no_grad():
+        while waiting:
+            unmade = claims.unmade(waiting)
+            while some := list(islice(unmade, PROMPTS_AT_ONCE)):
+                if pipeline is None:
+                    pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
+                    pipeline.to(device)
+                encoded = base.family.encode_prompts(pipeline, [prompt_of[key] for key in some])
+                for key, conditioning in zip(some, encoded, strict=True):
+                    cache.put(key, dict(conditioning.tensors))
+                    claims.made(key)
+                advance(len(some))
+            waiting = _left_to_others(cache, claims, waiting)
     return keys
 
 
@@ -120,14 +152,14 @@ def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts:
                       device: torch.device, dtype: torch.dtype, workers: str | int, progress: Progress) -> Encodings:
     """Fill the cache with all pictures, all captions any step can ask for, and `extra_prompts`.
 
-    Each encoder is loaded only when something is missing, and is gone again when this returns.
+    Each encoder is loaded only when something is missing, and is gone again when this returns. Several processes, of one
+    run or of many, share the work: none makes what another has made or is making.
     """
     keys = latent_keys(base, training_set.pictures, background, cache)
     missing = set(cache.missing(keys))
-    todo = [(picture, key) for picture, key in zip(training_set.pictures, keys, strict=True) if key in missing]
+    todo = {key: picture for picture, key in zip(training_set.pictures, keys, strict=True) if key in missing}
     if todo:
-        pictures, todo_keys = map(list, zip(*todo, strict=True))
-        _encode_pictures(base, pictures, todo_keys, background, cache, device, worker_count(workers, len(todo)), progress)
+        _encode_pictures(base, todo, background, cache, device, worker_count(workers, len(todo)), progress)
     texts = encode_prompts(base, [*training_set.captions.every_caption(), *extra_prompts], cache, device, dtype, progress)
     if not todo and not cache.made:
         progress.say(f"{len(keys)} pictures and {len(texts)} captions were encoded before")

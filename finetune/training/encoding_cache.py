@@ -54,15 +54,21 @@ class EncodingCache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.made = self.mended = 0
+        self.made = 0
+        self._damaged: set[str] = set()
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
         self._memory_bytes = 0
+
+    @property
+    def mended(self) -> int:
+        return len(self._damaged)
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """The entry, or None when there is none or it is damaged (a damaged one is removed and counted)."""
+        """The entry, or None when there is none or it is damaged (then it is counted, and stays until `put` replaces it:
+        another process may have replaced it already)."""
         if key in self._memory:
             return self._memory[key]
         path = self.path(key)
@@ -75,8 +81,7 @@ class EncodingCache:
         except (SafetensorError, OSError, ValueError):
             tensors, digest = {}, None
         if digest is None or digest != _content_digest(tensors):
-            path.unlink(missing_ok=True)
-            self.mended += 1
+            self._damaged.add(key)
             return None
         self._remember(key, tensors)
         return tensors

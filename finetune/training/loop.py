@@ -169,11 +169,12 @@ def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequ
             if is_main:
                 job.run.append_log(_log_row(job, done, numbers, time.perf_counter() - began))
             advance(1, f"loss {watch.smoothed or numbers.loss:.4f}")
+            asked = stop.agreed(job.accelerator)
 
             is_last = done == settings.steps
-            if is_last or stop.signal_number or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+            if is_last or asked or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                 job.save(done, watch)
-            if stop.signal_number and not is_last:
+            if asked and not is_last:
                 raise Interrupted(f"stopped at step {done} of {settings.steps}; everything is saved", where=str(job.run.path),
                                   fix="go on with the same command and --resume", exit_code=stop.exit_code)
             if job.recipe.samples.every and done % job.recipe.samples.every == 0 and not is_last:

@@ -68,9 +68,10 @@ def held_linears(model: nn.Module, facts: FamilyFacts) -> dict[str, nn.Linear]:
     }
 
 
-def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress) -> Any:
+def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress, stay: bool = False) -> Any:
     """The family's pipeline with transformer and VAE, the transformer held as `hold` says, both on `device`.
 
+    stay: the transformer stays in host memory, for `sharding` to divide.
     Weights come straight from the mapped file, tensor by tensor: never twice in memory.
     """
     if hold.storage == hold.compute:
@@ -80,7 +81,7 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
         if hold.compute != torch.float32:
             pipeline.vae.to(hold.compute)
         hold_weights(pipeline.transformer, base, hold, device, cache_folder, progress)
-    pipeline.to(device)
+    (pipeline.vae if stay else pipeline).to(device)
     trim_heap()
     return pipeline
 

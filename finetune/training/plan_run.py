@@ -6,11 +6,14 @@ import json
 from dataclasses import replace
 from statistics import median
 
+import torch
+
 from data_tools.progress import Progress
 from finetune.training.placement import Hold
 from finetune.training.plan import Plan, available_bytes, fewest_checkpoints, survey, write_plan, write_truth
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
+from finetune.training.sharding import check_divisible
 
 # Of the memory that is free now, what a run counts on; the rest is other programs' growth.
 COUNTED_ON = 0.95
@@ -19,15 +22,19 @@ COUNTED_ON = 0.95
 def settle(prepared: Prepared, progress: Progress) -> Prepared:
     """The run with its final hold and number of checkpointed blocks; the plan is written to plan.json and said with reasons."""
     recipe, device = prepared.recipe, prepared.accelerator.device
-    budget = int(available_bytes(device) * COUNTED_ON / max(prepared.accelerator.num_processes, 1))
+    budget = _budget(prepared)
     ground = survey(recipe, prepared.training_set)
     made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
+    if prepared.sharding is not None:
+        # The plan counts a whole base; this process keeps a piece of it.
+        budget += made.memory_bytes["weights"] * (prepared.sharding.processes - 1) // prepared.sharding.processes
+        made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
     earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
     if earlier not in (None, prepared.hold.name):
         # A resumed run keeps what it began with: other weights would give another adapter.
         prepared = replace(prepared, hold=Hold(earlier, prepared.hold.compute, "as the run began"))
         made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
-    elif earlier is None and not made.fits and recipe.base.hold == "auto":
+    elif earlier is None and not made.fits and recipe.base.hold == "auto" and prepared.sharding is None:
         name = "streamed" if device.type == "cpu" else "nf4"
         hold = Hold(name, prepared.hold.compute, f"the weights as {prepared.hold.name} would need {made.memory_bytes['peak'] >> 20} MiB of {budget >> 20} MiB")
         smaller = fewest_checkpoints(ground, recipe, hold, budget, encoded=True)
@@ -35,6 +42,8 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
             prepared, made = replace(prepared, hold=hold), smaller
             prepared.reasons["base weights"] = f"{hold.name}: {hold.reason}"
             progress.say(f"base weights {prepared.reasons['base weights']}")
+    if prepared.sharding is not None:
+        check_divisible(prepared.hold)
     blocks = made.settings["checkpointed_blocks"]
     if recipe.training.checkpointed_blocks == "auto":
         prepared.reasons["checkpointed blocks"] = f"{blocks} of {made.settings['blocks']}: the fewest that fit {budget >> 20} MiB"
@@ -43,6 +52,14 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     if prepared.accelerator.is_main_process:
         write_plan(prepared.run.plan, made)
     return replace(prepared, checkpointed_blocks=blocks)
+
+
+def _budget(prepared: Prepared) -> int:
+    """Bytes that each process may count on; the same number in all, so that all choose the same."""
+    accelerator = prepared.accelerator
+    sharers = accelerator.num_processes if accelerator.device.type == "cpu" else 1
+    mine = torch.tensor(-int(available_bytes(accelerator.device) * COUNTED_ON / sharers), device=accelerator.device)
+    return -int(accelerator.reduce(mine, reduction="max"))
 
 
 def _earlier_hold(run: RunFolder) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from finetune.training.preloading import late_imports
 from finetune.training.resume import check_continuation
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
+from finetune.training.sharding import Sharding, check_launch, wanted_sharding
 from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
 from finetune.training.training_set import TrainingSet, build_training_set
@@ -48,22 +50,30 @@ class Prepared:
     hold: Hold
     cache_folder: Path
     checkpointed_blocks: int = 0
+    sharding: Sharding | None = None
 
     def load_base(self, progress: Progress) -> Any:
-        """A fresh pipeline with transformer and VAE on the device, without an adapter."""
-        return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress)
+        """A fresh pipeline with transformer and VAE on the device, without an adapter. The weights of a base that will be
+        divided over processes stay in host memory."""
+        return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress, stay=self.sharding is not None)
+
+
+# A process may draw pictures or quantise the base for hours while the others wait; the launcher notices one that died.
+LONGEST_WAIT = timedelta(hours=24)
 
 
 def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
-    from accelerate import Accelerator
+    """Raises BadInput for a precision that the device lacks, and for a way of starting that is not supported."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
+    check_launch()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(recipe.training.precision, device)
     mixed = "no" if precision.name == "fp32" else precision.name
     # The library keeps one state a process; an earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu"), precision
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]), precision
 
 
 def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision: PrecisionChoice, resume: bool, accepted: Collection[str],
@@ -77,6 +87,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     _say_what_was_found(training_set, progress)
     base_dtype = choose_base_dtype(recipe.base.dtype, precision)
     hold = choose_hold(recipe.base.hold, base_dtype, precision)
+    sharding = wanted_sharding(accelerator, recipe, base.family.facts, hold)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
     reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",
                "optimizer": f"{optimizer.name}: {optimizer.reason}"}
@@ -93,14 +104,13 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         write_text(run.recipe, dump_recipe(recipe))
     samples = plan_samples(recipe, base.family.facts, training_set)
     cache = EncodingCache(cache_folder)
-    with accelerator.main_process_first():
-        encodings = encode_everything(base, training_set, samples.every_prompt(), recipe.data.background, cache, accelerator.device,
-                                      base_dtype.dtype, recipe.training.workers, progress)
+    encodings = encode_everything(base, training_set, samples.every_prompt(), recipe.data.background, cache, accelerator.device,
+                                  base_dtype.dtype, recipe.training.workers, progress)
     if cache.mended:
         progress.say(f"{cache.mended} damaged encodings were made again")
     encodings = with_tokens(encodings, recipe, base, training_set, accelerator.device)
     gc.collect()
-    return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder)
+    return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder, sharding=sharding)
 
 
 def _say_what_was_found(training_set: TrainingSet, progress: Progress) -> None:

@@ -6,7 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from finetune.training.report import write_report
 from finetune.training.resume import find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import draw_samples
+from finetune.training.sharding import proof_hold, shard_base
 from finetune.training.stop_signals import StopRequest, stop_on_signals
 from finetune.training.token_training import named_parameters, parameter_groups, without_tokens
 from finetune.training.training_set import TrainingSet
@@ -103,8 +104,12 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
         pipeline = prepared.load_base(progress)
     targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_lora(pipeline.transformer, targets, recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout, seed=recipe.training.seed)
-    pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
+    if prepared.sharding is None:
+        pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
+    if prepared.sharding is not None:
+        kept = shard_base(pipeline.transformer, prepared.sharding, prepared.accelerator.device)
+        progress.say(f"the base is divided over {prepared.sharding.processes} processes: {kept:,} numbers in this one")
     return pipeline
 
 
@@ -118,7 +123,7 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     named = named_parameters(lora_parameters(pipeline.transformer), prepared.encodings)
     parameters = [parameter for _, parameter in named]
     optimizer_name = choose_optimizer(recipe.training.optimizer, accelerator.device).name
-    optimizer = accelerator.prepare(build_optimizer(optimizer_name, parameter_groups(named), recipe.training.learning_rate, recipe.training.weight_decay))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(optimizer_name, parameter_groups(named), recipe.training.learning_rate, recipe.training.weight_decay))
     checkpoint = find_checkpoint(run, recipe.training.steps, progress) if resume else None
     watch, start = LossWatch(), 0
     if checkpoint is not None:
@@ -132,10 +137,14 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
             save(prepared, pipeline.transformer, named, optimizer, step, watch)
 
     def draw(step: int) -> str | None:
-        if not accelerator.is_main_process:
+        # A divided base computes only when all processes do.
+        if not accelerator.is_main_process and prepared.sharding is None:
             return None
         encodings = prepared.encodings if step else without_tokens(prepared.encodings)
-        drawn = draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
+        folder = run.samples if accelerator.is_main_process else None
+        drawn = draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, folder, f"step-{step:06d}", progress)
+        if not accelerator.is_main_process:
+            return None
         reason = _watched(prepared, step, drawn, watch_samples) if step and watch_samples else None
         # The other processes would wait for ever for one that has stopped.
         return reason if accelerator.num_processes == 1 else None
@@ -176,6 +185,8 @@ def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> B
 def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, steps: int, began: float, progress: Progress) -> TrainingResult:
     """Export the last checkpoint's adapter, prove it on a fresh base, draw with it, write the report."""
     run, device = prepared.run, prepared.accelerator.device
+    if prepared.sharding is not None:
+        prepared = replace(prepared, sharding=None, hold=proof_hold(prepared.hold))
     proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, steps, reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began

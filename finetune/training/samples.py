@@ -49,8 +49,9 @@ def plan_samples(recipe: Recipe, facts: FamilyFacts, training_set: TrainingSet) 
     ), len(settings.unrelated))
 
 
-def draw_samples(plan: SamplePlan, family: ModelFamily, pipeline: Any, encodings: Encodings, folder: Path, name: str, progress: Progress) -> list[Path]:
-    """Draw every picture of the plan with `pipeline` as it is now, and write folder/name-00.png and so on."""
+def draw_samples(plan: SamplePlan, family: ModelFamily, pipeline: Any, encodings: Encodings, folder: Path | None, name: str, progress: Progress) -> list[Path]:
+    """Draw every picture of the plan with `pipeline` as it is now, and write folder/name-00.png and so on. folder None: this
+    process only computes its share of a divided base."""
     was_training = pipeline.transformer.training
     pipeline.transformer.eval()
     conditionings = {prompt: encodings.conditioning(prompt) for prompt in plan.every_prompt()}
@@ -58,7 +59,9 @@ def draw_samples(plan: SamplePlan, family: ModelFamily, pipeline: Any, encodings
         pictures = draw(family, pipeline, list(plan.requests), conditionings, progress=progress)
     finally:
         pipeline.transformer.train(was_training)
-    paths = []
+    paths: list[Path] = []
+    if folder is None:
+        return paths
     for number, (request, picture) in enumerate(zip(plan.requests, pictures, strict=True)):
         path = folder / f"{name}-{number:02d}.png"
         save_picture(picture, path, vars(request) | {"family": family.facts.name, "run_step": name})

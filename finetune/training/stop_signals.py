@@ -6,12 +6,28 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class StopRequest:
     """`signal_number` is None until the user asks to stop."""
 
     signal_number: int | None = None
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """`signal_number` as all processes see it: they stop after the same step, since one alone would leave the others waiting
+        for it. A collective operation."""
+        if accelerator.num_processes == 1:
+            return self.signal_number
+        asked = torch.tensor(self.signal_number or 0, device=accelerator.device)
+        number = int(accelerator.reduce(asked, reduction="max")) or None
+        self.signal_number = self.signal_number or number
+        return number
 
     @property
     def exit_code(self) -> int:

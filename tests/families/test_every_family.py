@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from finetune.adapters.attach import attach, bake, detach
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.errors import BaseModelError
 from finetune.families import registry
+from finetune.families.targets import keeps_full_precision, resolve_targets
 from finetune.objectives import LossWeighting
 from tests.families.battery import NEVER_TRAINED, PROMPTS, Specimen, close, stock_pipeline
 from tests.tiny_models.all import TINY
@@ -107,6 +109,24 @@ def test_attention_with_feed_forward_trains_more_than_attention(specimen):
     assert counts["attention"] > 0
     assert "attention_ff" not in counts or counts["attention_ff"] > counts["attention"]
     assert not any("refiner_blocks" in name for name in names if re.fullmatch(targets["attention"], name))
+
+
+def test_every_preset_can_be_narrowed_to_a_range_of_blocks(specimen):
+    names = [name for name, module in specimen.drawer.transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    for preset, expression in specimen.family.facts.targets.items():
+        whole = {name for name in names if re.fullmatch(expression, name)}
+        first, all_of_them = (
+            {name for name in names if re.fullmatch(resolve_targets(specimen.family.facts, f"{preset}[{numbers}]"), name)} for numbers in ("0-0", "0-99"))
+        assert first and all_of_them == whole
+        assert first == {name for name in whole if re.search(r"\.(\d+)\.", name)[1] == "0"}, preset
+
+
+def test_what_must_not_be_quantised_is_there_and_leaves_the_targets_alone(specimen):
+    model, facts = specimen.drawer.transformer, specimen.family.facts
+    names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+    for entry in facts.never_quantise:
+        assert any(fnmatchcase(name, entry) for name in names), f"{facts.name} has no {entry}"
+    assert not [name for name in names if re.fullmatch(facts.targets["attention"], name) and keeps_full_precision(facts, name)]
 
 
 def test_training_predicts_what_drawing_predicts(specimen):

@@ -30,7 +30,7 @@ def test_an_entry_is_read_back_by_another_cache_with_its_dtypes(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not safetensors", None, "flip"])
-def test_a_damaged_entry_is_counted_removed_and_can_be_made_again(tmp_path, content):
+def test_a_damaged_entry_is_counted_once_and_can_be_made_again(tmp_path, content):
     key = key_of("x")
     EncodingCache(tmp_path).put(key, {"mean": torch.arange(32.0)})
     cache = EncodingCache(tmp_path)
@@ -38,7 +38,7 @@ def test_a_damaged_entry_is_counted_removed_and_can_be_made_again(tmp_path, cont
     whole = path.read_bytes()
     path.write_bytes(whole[:-4] if content is None else whole[:-1] + b"\x07" if content == "flip" else content)
     assert cache.missing([key, key]) == [key]
-    assert cache.mended == 1 and not path.exists()
+    assert cache.get(key) is None and cache.mended == 1
     cache.put(key, {"mean": torch.arange(32.0)})
     assert EncodingCache(tmp_path).get(key)["mean"].equal(torch.arange(32.0))
 

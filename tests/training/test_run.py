@@ -344,27 +344,3 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_checkpoint(tiny_base,
 def test_bf16_trains_on_a_cpu_too(tiny_base, pictures, encodings_folder, tmp_path):
     result = train(small_recipe(tiny_base, pictures, training__precision="bf16", training__steps=3), tmp_path / "run", cache_folder=encodings_folder)
     assert result.verified.changed and result.reasons["precision"].startswith("bf16")
-
-
-LAUNCHED = """
-import sys
-from pathlib import Path
-from finetune.training.run import train
-from tests.training.small_job import small_recipe
-train(small_recipe(sys.argv[1], Path(sys.argv[2]), training__accumulation=int(sys.argv[5]), training__steps=6), Path(sys.argv[3]), cache_folder=Path(sys.argv[4]))
-"""
-
-
-# Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever --num_processes says.
-def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(tiny_base, pictures, encodings_folder, tmp_path):
-    program = tmp_path / "launched.py"
-    program.write_text(LAUNCHED)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              str(program), str(tiny_base), str(pictures), str(tmp_path / "two"), str(encodings_folder), "1"]
-    finished = subprocess.run(launch, capture_output=True, text=True, env=environment)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    train(small_recipe(tiny_base, pictures, training__accumulation=2, training__steps=6), tmp_path / "one", cache_folder=encodings_folder)
-    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
-    assert [row["step"] for row in two] == list(range(1, 7))

@@ -9,6 +9,7 @@ from finetune.families.key_layouts.flux import CHROMA, FLUX
 from finetune.families.key_layouts.flux2 import FLUX2
 from finetune.families.key_layouts.hunyuan_dit import HUNYUAN_DIT
 from finetune.families.key_layouts.hunyuan_image_2 import HUNYUAN_IMAGE_2
+from finetune.families.key_layouts.hunyuan_image_3 import HUNYUAN_IMAGE_3
 from finetune.families.key_layouts.hunyuan_video import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
 from finetune.families.key_layouts.own_names import COGVIEW4, HIDREAM, QWEN_IMAGE
 from finetune.families.key_layouts.sd3 import SD3
@@ -17,7 +18,7 @@ from finetune.families.key_layouts.z_image import LUMINA2, Z_IMAGE
 # The order settles ties between families whose names and widths agree.
 KEY_MAPS: dict[str, KeyMap] = {key_map.family: key_map for key_map in (
     HUNYUAN_DIT, FLUX, SD3, QWEN_IMAGE, HUNYUAN_IMAGE_2, SANA, Z_IMAGE, FLUX2, CHROMA, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15,
-    LUMINA2, PIXART_SIGMA, AURAFLOW, HIDREAM, COGVIEW4,
+    LUMINA2, PIXART_SIGMA, AURAFLOW, HIDREAM, COGVIEW4, HUNYUAN_IMAGE_3,
 )}
 
 

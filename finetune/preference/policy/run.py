@@ -42,6 +42,7 @@ from finetune.training.optimizers import build_optimizer, choose_optimizer
 from finetune.training.resume import find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.step import StepNumbers, optimizer_step
+from finetune.training.sharding import check_launch
 from finetune.training.stop_signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    check_launch()
     folder = CandidateFolder.existing(Path(settings.data))
     train_prompts, held_out = split_prompts(folder, settings)
     loaded = LoadedBase.named(settings.base, settings.revision)

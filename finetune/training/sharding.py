@@ -1,0 +1,112 @@
+"""Spread the frozen base over several processes (FSDP2), where accelerate's own configuration asks for it.
+
+Only the base is divided. Every block is put together for the time of its computation and let go again; the adapter is small,
+stays whole and the same in every process, and so optimizer, checkpoints and export are those of any other run. accelerate
+reads the configuration and starts the processes; the dividing is torch's `fully_shard`, since accelerate's own
+preparation hands the trained parameters out in pieces and works on GPUs only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from finetune.errors import BadInput
+from finetune.recipe_shelf import shelf_folder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.families.protocol import FamilyFacts
+    from finetune.recipe import Recipe
+    from finetune.training.placement import Hold
+
+CONFIGURATION = "accelerate/fsdp.yaml"
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """processes: over how many.  reshard_after_forward: gather a block again for the backward pass instead of keeping it.
+    offload: keep the pieces in host memory."""
+
+    processes: int
+    reshard_after_forward: bool
+    offload: bool
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+
+def check_launch() -> None:
+    """Raise BadInput for ways of starting that would not do what they promise. To be asked before accelerate is."""
+    if _asked("DEEPSPEED"):
+        raise BadInput(
+            "DeepSpeed is not used here: ZeRO-1 and ZeRO-2 divide gradients and optimizer state, which for an adapter are a few MiB, and "
+            "what ZeRO-3 does with the base is done by FSDP2", where="accelerate's configuration",
+            fix=f"start with `accelerate launch --config_file {shelf_folder() / CONFIGURATION}`, or without DeepSpeed where the base fits each card")
+    if _asked("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise BadInput("FSDP 1 flattens frozen and trained weights into one", where="accelerate's configuration: fsdp_version",
+                       fix=f"set fsdp_version: 2, as {shelf_folder() / CONFIGURATION} does")
+
+
+def check_divisible(hold: Hold) -> None:
+    """Raise BadInput for weights in another format than that of the products: FSDP gathers what it finds and converts nothing."""
+    if hold.storage != hold.compute:
+        raise BadInput(f"a base held as {hold.name} and computed in {str(hold.compute).removeprefix('torch.')} cannot be divided over processes", where="base.hold",
+                       fix="leave base.hold and base.dtype on auto under FSDP, or start without FSDP")
+
+
+def wanted_sharding(accelerator: Accelerator, recipe: Recipe, facts: FamilyFacts, hold: Hold) -> Sharding | None:
+    """What accelerate's configuration asks for; None when it asks for nothing, or there is nobody to share with.
+
+    Raises BadInput for settings under which pieces cannot be put together, or processes would wait for each other for ever.
+    """
+    if not _asked("FSDP") or accelerator.num_processes == 1:
+        return None
+    check_divisible(hold)
+    if accelerator.mixed_precision == "fp16":
+        raise BadInput("fp16 with its loss scaler is not used under FSDP", where="training.precision", fix="use bf16 or fp32")
+    if facts.equal_text_lengths and recipe.training.batch_size > 1:
+        raise BadInput("this family predicts a batch in groups of equal text length, and under FSDP all processes must compute equally often",
+                       where="training.batch_size", fix="set training.batch_size = 1 and raise training.accumulation")
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` was told
+    return Sharding(accelerator.num_processes, bool(plugin.reshard_after_forward), os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true")
+
+
+def proof_hold(hold: Hold) -> Hold:
+    """How the main process holds the whole base while it proves the adapter alone: streamed, since it may not fit otherwise."""
+    return replace(hold, name="streamed", reason="the proof is made in one process, where the whole base may not fit")
+
+
+def shard_units(model: nn.Module) -> list[nn.Module]:
+    """What is gathered at a time: the members of the model's own lists of blocks."""
+    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def shard_base(model: nn.Module, sharding: Sharding, device: torch.device) -> int:
+    """Divide every frozen parameter of `model`, in place; trained ones stay whole, on `device`. Returns how many numbers of the
+    base this process keeps.
+
+    Every later forward must be made by all processes, equally often. Call it when nothing will be added to the model any more.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for parameter in trained:
+        parameter.data = parameter.data.to(device)
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (sharding.processes,)), "ignored_params": trained,
+        "offload_policy": CPUOffloadPolicy() if sharding.offload and device.type != "cpu" else OffloadPolicy(),
+    }
+    for block in shard_units(model):
+        fully_shard(block, reshard_after_forward=sharding.reshard_after_forward, **settings)
+    fully_shard(model, **settings)
+    return sum(parameter.to_local().numel() for parameter in model.parameters() if parameter not in trained)

@@ -1,0 +1,116 @@
+"""`accelerate launch` with two processes over gloo: the same steps, one cache, one run folder; the base whole, or divided (the long
+form: what dividing does to a family is in `test_sharding.py`)."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from finetune.errors import BadInput
+from finetune.recipe_shelf import shelf_folder
+from finetune.training import sharding
+from finetune.training.run import train
+from tests.training.several_processes import recipe_of
+from tests.training.small_job import write_pictures
+
+ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
+ROOT = Path(__file__).parents[2]
+# Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever --num_processes says.
+PLAIN = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+DIVIDED = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp.yaml")]
+
+
+def launch(how, base, pictures, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "scan cache")}
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", "tests.training.several_processes", str(base), str(pictures), str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def seven_pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("seven"), 7)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base, seven_pictures, tmp_path_factory):
+    """One process that takes the steps of two: the same micro-batches, one after the other."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(recipe_of(tiny_base, seven_pictures, training__accumulation=2), folder / "run", cache_folder=folder / "cache")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["whole", pytest.param("divided", marks=pytest.mark.thorough)])
+def launched(request, tiny_base, seven_pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, launch(DIVIDED if request.param == "divided" else PLAIN, tiny_base, seven_pictures, folder)
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(launched, alone):
+    _, folder, reports = launched
+    assert [report["processes"] for report in reports] == [2, 2]
+    one, two = log_of(alone / "run"), log_of(folder / "unbroken")
+    assert [row["step"] for row in two] == list(range(1, 7))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=1e-4)
+    first, second = load_file(alone / "run" / ADAPTER), load_file(folder / "unbroken" / ADAPTER)
+    assert first.keys() == second.keys() and all((first[key] - second[key]).abs().max() < 1e-4 for key in first)
+
+
+def test_the_cache_is_made_once_by_both(launched, alone):
+    _, folder, _ = launched
+    entries = {path.name for path in (folder / "cache").rglob("*.safetensors")}
+    assert entries == {path.name for path in (alone / "cache").rglob("*.safetensors")}
+    assert not list((folder / "cache").rglob("*.claim"))
+
+
+def test_only_the_main_process_draws_writes_and_proves(launched):
+    how, folder, (main, other) = launched
+    assert main["result"] and not other["result"]
+    # A divided base computes only when both do.
+    assert ("drawing" in other["phases"]) == (how == "divided")
+    assert sorted(path.name for path in (folder / "unbroken" / "samples").iterdir()) == [f"step-{step:06d}-00.png" for step in (0, 3, 6)]
+    assert (folder / "unbroken" / "before_after.png").is_file()
+    assert json.loads((folder / "unbroken" / "result.json").read_text())["verified"]["baked_equals_attached"]
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_both_stop_when_one_is_told_to_and_the_resumed_run_ends_bit_identical(launched):
+    _, folder, (main, other) = launched
+    assert main["interrupted"] == other["interrupted"] == "stopped at step 3 of 6; everything is saved"
+    assert main["resumed_from"] == 3
+    assert (folder / "stopped" / ADAPTER).read_bytes() == (folder / "unbroken" / ADAPTER).read_bytes()
+    assert [row["loss"] for row in log_of(folder / "stopped")] == [row["loss"] for row in log_of(folder / "unbroken")]
+
+
+def test_each_process_keeps_its_piece_of_a_divided_base(launched, tiny_base):
+    how, _, reports = launched
+    kept = [int(found[1].replace(",", "")) for report in reports for line in report["said"] if (found := re.search(r"2 processes: ([\d,]+) numbers", line))]
+    if how == "whole":
+        assert kept == []
+        return
+    weights = sum(tensor.numel() for tensor in load_file(next((tiny_base / "transformer").glob("*.safetensors"))).values())
+    assert sum(kept) >= weights and max(kept) < 0.6 * weights
+
+
+def test_the_shipped_configuration_is_where_the_messages_say():
+    assert (shelf_folder() / sharding.CONFIGURATION).is_file()
+
+
+@pytest.mark.parametrize(("asked", "version", "message"), [("DEEPSPEED", "2", "ZeRO"), ("FSDP", "1", "flattens")])
+def test_ways_of_starting_that_would_not_do_what_they_promise_are_refused(monkeypatch, tiny_base, seven_pictures, tmp_path, asked, version, message):
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    with pytest.raises(BadInput, match=message) as refusal:
+        train(recipe_of(tiny_base, seven_pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
+    assert "fsdp.yaml" in refusal.value.fix and not (tmp_path / "run").exists()
