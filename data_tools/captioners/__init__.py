@@ -54,7 +54,8 @@ class Captioner(Protocol):
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]: ...
 
 
-CAPTIONERS = ("file-name", "endpoint", "vision-language", "florence-2", "blip-2", "wd-tagger")
+BATCHED = ("vision-language", "florence-2", "blip-2")  # models on this machine that take several pictures at once
+CAPTIONERS = ("file-name", "endpoint", *BATCHED, "wd-tagger")
 
 
 def captioner(name: str, *, model: str | None = None, url: str | None = None, **settings: Any) -> Captioner:

@@ -27,17 +27,34 @@ def load(name: str, model: str, *, device: str = "auto", batch_size: int = 1, re
         import transformers
     except ImportError as error:
         raise BadInput(f"the captioner {name} needs {error.name}", fix="pip install brushwork with its usual dependencies") from None
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # which of two equal image processors it takes is nobody's concern
     auto = {"vision-language": "AutoModelForImageTextToText", "florence-2": "Florence2ForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     try:
-        processor = transformers.AutoProcessor.from_pretrained(model, revision=revision)
+        processor = load_processor(name, model, revision)
         network = getattr(transformers, auto[name]).from_pretrained(model, revision=revision, dtype=dtype)
     except ImportError as error:
         raise BadInput(f"{model} needs a library that is missing: {' '.join(str(error).split())[:200]}", fix="install what the message names, in the version that fits your torch") from None
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise BadInput(f"{model} cannot be loaded: {' '.join(str(error).split())[:200]}", fix="check the folder or Hub identifier and that it is of this kind") from None
     return classes[name](network.to(device).eval(), processor, model, batch_size=batch_size)
+
+
+def load_processor(name: str, model: str, revision: str | None) -> Any:
+    """The model's own processor; where it cannot be made because torchvision is not there, one for still pictures."""
+    from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    try:
+        return AutoProcessor.from_pretrained(model, revision=revision)
+    except (ImportError, ValueError, AttributeError):
+        if name != "vision-language" or is_torchvision_available():
+            raise
+        from data_tools.captioners.picture_chats import PictureChats
+
+        return PictureChats.load(model, revision)
 
 
 class LocalCaptioner:
@@ -116,10 +133,9 @@ class FlorenceCaptioner(LocalCaptioner):
 
     def _generate(self, requests: list[Request], images: list[Image], limit: int) -> tuple[list[str], list[int]]:
         inputs = self.processor(text=[FLORENCE_TASK] * len(images), images=images, return_tensors="pt")
-        tokens = self._run(inputs, requests, limit, num_beams=3)
-        texts = self.processor.batch_decode(tokens, skip_special_tokens=False)
-        answers = [self.processor.post_process_generation(text=t, task=FLORENCE_TASK, image_size=i.size)[FLORENCE_TASK] for t, i in zip(texts, images, strict=True)]
-        return [str(answer) for answer in answers], self._lengths(tokens)
+        tokens = self._run(inputs, requests, limit, num_beams=3)[:, 1:]  # the first token only starts the answer
+        # A caption needs nothing of the processor's parsing, which would leave the padding of a batch in the text.
+        return self.processor.batch_decode(tokens, skip_special_tokens=True), self._lengths(tokens)
 
 
 class Blip2Captioner(LocalCaptioner):
@@ -129,7 +145,8 @@ class Blip2Captioner(LocalCaptioner):
 
     def _generate(self, requests: list[Request], images: list[Image], limit: int) -> tuple[list[str], list[int]]:
         inputs = self.processor(images=images, text=[""] * len(images), return_tensors="pt")
-        tokens = self._run(inputs, requests, limit)
+        encodes = self.network.language_model.config.is_encoder_decoder  # then an answer begins with a starting token, else with the question
+        tokens = self._run(inputs, requests, limit)[:, 1 if encodes else inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(tokens, skip_special_tokens=True), self._lengths(tokens)
 
 

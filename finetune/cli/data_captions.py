@@ -30,6 +30,7 @@ def caption(
     thinking: Annotated[bool, typer.Option("--thinking", help="Make thinking records (elements, relations, reasoning) in <picture>.thinking.json instead of captions.")] = False,
     overwrite: Annotated[str, typer.Option("--overwrite", help="never: only pictures without a caption. model: also captions that a model wrote. all: a person's too.")] = "never",
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Requests in flight at an endpoint.")] = 4,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=256, help="Pictures that a model on this machine sees at once.")] = 1,
     price: Annotated[str | None, typer.Option("--price", metavar="IN,OUT", help="Prices per million tokens, to show the cost.")] = None,
     prepend: Annotated[str | None, typer.Option("--prepend", help="Edit: put this before each caption.")] = None,
     append: Annotated[str | None, typer.Option("--append", help="Edit: put this after each caption.")] = None,
@@ -60,12 +61,12 @@ def caption(
     if languages is None:
         raise BadInput(f"--language is {language!r}", fix="en, zh or both")
     from data_tools.caption_prompts import PURPOSES, caption_prompt, thinking_prompt
-    from data_tools.captioners import captioner
+    from data_tools.captioners import BATCHED, captioner
     from data_tools.captions import caption_pictures
 
     if purpose not in PURPOSES:
         raise BadInput(f"--purpose is {purpose!r}", fix=f"one of {', '.join(PURPOSES)}")
-    writer = captioner(by, model=model, url=url, **({"concurrency": concurrency} if by == "endpoint" else {}))
+    writer = captioner(by, model=model, url=url, **({"concurrency": concurrency} if by == "endpoint" else {"batch_size": batch_size} if by in BATCHED else {}))
     if by == "endpoint" and not writer.is_local:
         progress.say(f"pictures, scaled down and without metadata, will be sent to {url}")
     reports = []

@@ -1,4 +1,4 @@
-"""The tagger that runs here, on a tiny network: tags, thresholds, what is refused."""
+"""Captioners that run here, on tiny random models: plumbing and order; what such models say means nothing, except the tagger's tags."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from PIL import Image
 from data_tools.captioners import Request, captioner
 from data_tools.captioners.wd_tagger import as_input
 from data_tools.errors import BadInput
+from tests.data_tools import tiny_captioners
+from tests.data_tools.pictures import save
 
 
 @pytest.fixture
@@ -57,3 +59,31 @@ def test_the_taggers_input_is_bgr_on_a_white_square():
     pixels = as_input(Image.new("RGB", (32, 16), (255, 0, 0)), 16)
     assert pixels.shape == (1, 16, 16, 3) and pixels.dtype == np.float32
     assert (pixels[0, 8, 8] == (0, 0, 255)).all() and (pixels[0, 0, 0] == 255).all()
+
+
+LOCAL = {
+    "florence-2": ("florence-2", tiny_captioners.save_florence, {}), "blip-2": ("blip-2", tiny_captioners.save_blip2, {}),
+    "qwen2.5-vl": ("vision-language", tiny_captioners.save_qwen, {"version": "2_5"}), "qwen3-vl": ("vision-language", tiny_captioners.save_qwen, {"version": "3"}),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_local_model_answers_each_picture_once_and_batches_change_nothing(name, tmp_path, monkeypatch):
+    from data_tools.captioners import transformers_models
+
+    monkeypatch.setattr(transformers_models, "MOST_TOKENS", 6)
+    way, make, options = LOCAL[name]
+    make(tmp_path / "model", **options)
+    requests = [Request(i, save(tmp_path / f"{i}.png", 40 + 30 * i, 50, seed=i), "Be exact.", "a fox on the bench") for i in range(3)]
+    requests.append(Request(3, tmp_path / "gone.png", "", "a fox"))
+    single, batched = ({r.number: a for r, a in captioner(way, model=str(tmp_path / "model"), batch_size=size).answers(requests)} for size in (1, 3))
+    assert set(single) == set(batched) == {0, 1, 2, 3} and "No such file" in single[3].problem
+    assert all(single[i].text and 0 < single[i].tokens_out <= 6 and not single[i].problem for i in range(3))
+    assert [single[i].text for i in range(3)] == [batched[i].text for i in range(3)]
+    assert not any("assistant" in single[i].text or "bench with" == single[i].text[:10] for i in range(3)), "the prompt is not part of an answer"
+
+
+@pytest.mark.parametrize("name", ["vision-language", "florence-2", "blip-2"])
+def test_a_model_that_is_not_there_is_a_clear_error(name, tmp_path):
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        captioner(name, model=str(tmp_path))
