@@ -74,6 +74,9 @@ def _detect_folder(folder: Path) -> str:
     for suffix, layout in ((".tar", "webdataset"), (".arrow", "tencent-arrow")):
         if any(name.lower().endswith(suffix) for name in names) and not read_picture_folder(folder).entries:
             return layout
+    inside = [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]  # as data sets lie on the Hub
+    if inside and _holds_pictures(inside[0]) and not read_picture_folder(folder).entries:
+        return "datasets"
     return "folder"
 
 

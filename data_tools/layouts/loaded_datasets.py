@@ -26,7 +26,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def read_dataset(source: Path | str, progress: Progress = Progress()) -> Reading:
-    """Read every split of a dataset: a folder written by `save_to_disk`, a Parquet file, or an identifier on the Hub.
+    """Read every split of a dataset: a folder written by `save_to_disk` or downloaded, a Parquet file, or an identifier on the Hub.
 
     Pictures are taken as stored, byte for byte; their rows' captions, licence, repeats and split come along.
     """
@@ -54,9 +54,14 @@ def _load(source: Path | str, progress: Progress) -> dict[str, datasets.Dataset]
         else:
             progress.say(f"loading {source} with the datasets library")
             loaded = datasets.load_dataset(str(source))
+    except datasets.exceptions.DatasetNotFoundError as error:
+        locked = "gated" in str(error)
+        what = "its owner asks for consent first" if locked else "there is no such data set, neither here nor on the Hub"
+        raise DataError(what, where=shown_name(str(source)), fix="accept its terms on its page and log in with `hf auth login`" if locked else "check the spelling; a private one needs `hf auth login`") from None
+    except ConnectionError:
+        raise DataError("it is not here, and the Hub cannot be reached", where=shown_name(str(source)), fix="check the spelling of the folder, the network and HF_HUB_OFFLINE") from None
     except Exception as error:  # the library raises whatever its many readers raise
-        text = " ".join(str(error).split())[:300]
-        raise DataError(f"the datasets library cannot load it: {text}", where=shown_name(str(source)), fix="check the name, the network and HF_HUB_OFFLINE") from None
+        raise DataError(f"the datasets library cannot load it: {' '.join(str(error).split())[:300]}", where=shown_name(str(source))) from None
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
