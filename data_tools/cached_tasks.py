@@ -8,13 +8,32 @@ from pathlib import Path
 from data_tools import worker_pool
 from data_tools.images import Limits
 from data_tools.progress import Progress
-from data_tools.result_cache import ResultCache, cache_folder, file_stamp
+from data_tools.result_cache import ResultCache, cache_folder, compact, file_stamp
 
+Picture = tuple[Path, Path | None]  # and its mask
 KEEP_EVERY = 500  # pictures between two writes to the result cache: what a stop can lose
 
 
+class _HandedOut(Sequence[worker_pool.Job]):
+    """What the pool is given, made when it is asked for: of a hundred thousand pictures only those under way are in memory twice.
+
+    stamps: place in `jobs` -> stamp of the file just before it was handed out, until somebody takes it.
+    """
+
+    def __init__(self, jobs: Sequence[Picture], todo: Sequence[int]):
+        self.jobs, self.todo, self.stamps = jobs, todo, dict[int, str]()
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __getitem__(self, number: int) -> worker_pool.Job:
+        path, mask = self.jobs[self.todo[number]]
+        self.stamps[self.todo[number]] = file_stamp(path)
+        return str(path), str(mask) if mask else None
+
+
 def cached_results(
-    jobs: Sequence[tuple[Path, Path | None]],
+    jobs: Sequence[Picture],
     task: str,
     *,
     limits: Limits = Limits(),
@@ -32,16 +51,17 @@ def cached_results(
     known = kept.known([path for path, mask in jobs if mask is None]) if kept else {}
     results: list[dict | None] = [known.get(path) if mask is None else None for path, mask in jobs]
     todo = [i for i, result in enumerate(results) if result is None]
-    stamps = {i: file_stamp(jobs[i][0]) for i in todo}
+    del known
+    given = _HandedOut(jobs, todo)
     fresh: list[tuple[Path, str, str, dict]] = []
     lookup = str(cache or cache_folder()) if use_cache else None
     with progress.phase(name, len(todo)) as advance:
-        given = [(str(jobs[i][0]), str(jobs[i][1]) if jobs[i][1] else None) for i in todo]
         for number, result in worker_pool.run(given, task, limits=limits, workers=workers, cache=lookup):
             index = todo[number]
-            results[index] = result
-            if jobs[index][1] is None and stamps[index]:
-                fresh.append((jobs[index][0], stamps[index], result.get("hash", ""), result))
+            results[index] = result = compact(result)
+            stamp = given.stamps.pop(index)
+            if jobs[index][1] is None and stamp:
+                fresh.append((jobs[index][0], stamp, result.get("hash", ""), result))
             if kept and len(fresh) >= KEEP_EVERY:
                 kept.keep(fresh)
                 fresh.clear()

@@ -28,6 +28,7 @@ EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .avif .jp2 .j2k .jpx .ico .ppm .pgm .pbm .pnm .tga .heic .heif .mpo .jxl".split()
 )
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+USUAL_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # JPEG, PNG, WebP: nothing foreign begins so
 # What people save by mistake under a picture's name, by how the file begins: (pattern, code, reason).
 FOREIGN_CONTENT = (
     (rb"version https://git-lfs", "git_lfs_pointer", "a Git LFS pointer, not the picture; run `git lfs pull`"),
@@ -147,7 +148,7 @@ def _decode(content: bytes, name: str, background: str, limits: Limits) -> tuple
     extension = Path(name).suffix.lower()
     if extension in EXTENSIONS and not _fits_extension(format, extension):
         odd.append(f"named {extension} but is {format}")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     image, notes = eight_bit(image)
     odd += notes
     if is_empty_alpha(image):
@@ -155,7 +156,7 @@ def _decode(content: bytes, name: str, background: str, limits: Limits) -> tuple
     image, notes = to_srgb(image)
     odd += notes
     image = flatten(image, ImageColor.getrgb(background))
-    if max(_spreads(image)) < BLANK_SPREAD:
+    if _is_blank(image):
         odd.append("one flat colour")
     return image, PictureFacts(image.width, image.height, format, mode, tuple(odd))
 
@@ -171,6 +172,8 @@ def check_size(width: int, height: int, name: str, limits: Limits) -> None:
 
 
 def _refuse_foreign(content: bytes, name: str) -> None:
+    if content.startswith(USUAL_BEGINNINGS):
+        return
     head = content[:1024]
     for pattern, code, reason in FOREIGN_CONTENT:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
@@ -207,10 +210,16 @@ def _fits_extension(format: str, extension: str) -> bool:
     return extension in families.get(format, {f".{format.lower()}"})
 
 
-def _spreads(image: Image.Image) -> list[float]:
+def _is_blank(image: Image.Image) -> bool:
+    """Whether a picture is one flat colour, seen from afar."""
     from PIL import ImageStat
 
-    return ImageStat.Stat(image.resize((64, 64), Image.Resampling.BOX) if min(image.size) > 64 else image).stddev
+    small = image.resize((64, 64), Image.Resampling.BOX) if min(image.size) > 64 else image
+    # Two pixels of n that lie `widest` apart make a deviation of at least widest / sqrt(2 n): then there is nothing to add up.
+    widest = max(high - low for low, high in small.getextrema())
+    if widest**2 >= BLANK_SPREAD**2 * 2 * small.width * small.height:
+        return False
+    return max(ImageStat.Stat(small).stddev) < BLANK_SPREAD
 
 
 def fit_to_bucket(image: Image.Image, bucket: Bucket, fit: str = "crop", *, upscale: bool = False, background: str = "#ffffff") -> Image.Image:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -42,16 +43,14 @@ class ResultCache:
         """Results of those paths whose files are unchanged since they were kept."""
         if self.database is None:
             return {}
-        stamps = {_key(path): (path, stamp) for path in paths if (stamp := file_stamp(path))}
         found: dict[Path, dict] = {}
-        keys = list(stamps)
-        for start in range(0, len(keys), CHUNK):
-            part = keys[start : start + CHUNK]
-            marks = ",".join("?" * len(part))
+        for start in range(0, len(paths), CHUNK):
+            stamps = {_key(path): (path, stamp) for path in paths[start : start + CHUNK] if (stamp := file_stamp(path))}
+            marks = ",".join("?" * len(stamps))
             query = f"SELECT f.path, f.stamp, r.result FROM files f JOIN results r ON r.hash = f.hash AND r.settings = ? WHERE f.path IN ({marks})"
-            for key, stamp, result in self._rows(query, [self.settings, *part]):
+            for key, stamp, result in self._rows(query, [self.settings, *stamps]):
                 if stamps[key][1] == stamp:
-                    found[stamps[key][0]] = json.loads(result)
+                    found[stamps[key][0]] = compact(json.loads(result))
         return found
 
     def of_content(self, content_hash: str) -> dict | None:
@@ -87,6 +86,11 @@ class ResultCache:
         """Let go of the file."""
         if self.database is not None:
             self.database.close()
+
+
+def compact(result: dict) -> dict:
+    """The same result, its short words shared with those of other pictures."""
+    return {name: sys.intern(value) if name in ("format", "mode", "code") else value for name, value in result.items()}
 
 
 def _open(path: Path) -> sqlite3.Connection | None:
