@@ -44,8 +44,32 @@ def histogram(values: Sequence[float], *, label: str, unit: str, bins: int = 32,
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, int((value - low) / step))] += 1
-    top = _round_up(max(counts))
+    parts = _bars(counts, [f"{low + i * step:g}" for i in range(bins + 1)], unit)
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    for name, value in limits:
+        x = LEFT + wide * (value - low) / (bins * step)
+        parts += [_line(x, TOP, x, TOP + tall, "limit"), _text(x - 5, TOP + 10, f"{name} {value:g}", "end", "limit-name")]
+    return _svg(parts, label)
+
+
+def size_histogram(pixels: Sequence[int], *, label: str) -> Markup:
+    """Bars of how many pictures have how many pixels, each bar twice as many pixels as the one before."""
+    if not pixels:
+        return Markup('<p class="quiet">nothing to show</p>')
+    powers = [math.floor(math.log2(count / 1e6)) for count in pixels]
+    low, high = min(powers), max(powers)
+    if high - low < 5:
+        low, high = low - (5 - high + low) // 2, high + (6 - high + low) // 2
+    counts = [0] * (high - low + 1)
+    for power in powers:
+        counts[power - low] += 1
+    return _svg(_bars(counts, [_pixels(2.0**power) for power in range(low, high + 2)], "pixels"), label)
+
+
+def _bars(counts: Sequence[int], edges: Sequence[str], unit: str) -> list[Markup]:
+    """A bar each count; edges: what stands at the left of each bar and at the right of the last."""
+    top = _round_up(max(counts))
+    wide, tall, bins = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM, len(counts)
     parts = []
     for share in (0.0, 0.5, 1.0):
         y = TOP + tall * (1 - share)
@@ -53,15 +77,17 @@ def histogram(values: Sequence[float], *, label: str, unit: str, bins: int = 32,
     for i, count in enumerate(counts):
         height = tall * count / top
         x = LEFT + wide * i / bins
-        title = Markup("<title>{:g} to {:g} {}: {}</title>").format(low + i * step, low + (i + 1) * step, unit, count)
+        title = Markup("<title>{} to {} {}: {}</title>").format(edges[i], edges[i + 1], unit, count)
         if count:
             parts.append(Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5" class="bar">{}</rect>').format(x + 0.75, TOP + tall - height, max(1.0, wide / bins - 1.5), height, title))
     for i in range(0, bins + 1, max(1, bins // 8)):
-        parts.append(_text(LEFT + wide * i / bins, HEIGHT - 10, f"{low + i * step:g}"))
-    for name, value in limits:
-        x = LEFT + wide * (value - low) / (bins * step)
-        parts += [_line(x, TOP, x, TOP + tall, "limit"), _text(x - 5, TOP + 10, f"{name} {value:g}", "end", "limit-name")]
-    return _svg(parts, label)
+        parts.append(_text(min(LEFT + wide * i / bins, WIDTH - 2 * RIGHT + 2), HEIGHT - 10, edges[i]))
+    return parts
+
+
+def _pixels(millions: float) -> str:
+    """A number of pixels in a word."""
+    return f"{millions:g} MP" if millions >= 1 else f"{millions * 1000:.0f}k" if millions >= 0.001 else f"{millions * 1e6:.0f}"
 
 
 def size_scatter(sizes: Sequence[tuple[int, int]], buckets: Sequence[tuple[int, int]], *, label: str) -> Markup:
@@ -84,8 +110,7 @@ def size_scatter(sizes: Sequence[tuple[int, int]], buckets: Sequence[tuple[int, 
             parts += [_line(x, TOP, x, TOP + tall, "grid"), _text(x, height - 10, name)]
     for power in range(math.ceil(low / 2) * 2, math.floor(high) + 1, 2):
         _, y = place(0, power)
-        pixels = 2.0**power
-        parts += [_line(LEFT, y, WIDTH - RIGHT, y, "grid"), _text(LEFT - 6, y + 4, f"{pixels:g} MP" if pixels >= 1 else f"{pixels * 1000:.0f}k" if pixels >= 0.001 else f"{pixels * 1e6:.0f}", "end")]
+        parts += [_line(LEFT, y, WIDTH - RIGHT, y, "grid"), _text(LEFT - 6, y + 4, _pixels(2.0**power), "end")]
     step = max(1, len(sizes) // MOST_POINTS)
     for x, y in (place(*point) for point in points[: len(sizes) : step]):
         parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="dot"/>').format(x, y))

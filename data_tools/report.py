@@ -90,16 +90,22 @@ def problems(facts: SetFacts) -> list[dict[str, Any]]:
         if lacking:
             add("note", f"{len(lacking)} captions do not have the trigger; training adds it", lacking)
     _add_bucket_problems(facts, add)
-    for text, count in Counter(w for r in records for w in set(r.warnings)).most_common(12):
-        add("note", f"{count}: {text}", [r for r in records if text in r.warnings])
+    for text, count in Counter(w for r in records for w in _kinds(r)).most_common(12):
+        add("note", f"{count} picture{'' if count == 1 else 's'}: {text}", [r for r in records if text in _kinds(r)])
     for text in facts.scan.warnings:
         add("warning", text)
     if facts.captions.in_almost_all:
         add("note", f"in over 80 % of the captions, so each acts like a trigger: {', '.join(facts.captions.in_almost_all)}")
-    for text, count in facts.captions.repeated:
-        add("note", f"{count} pictures share one caption: {visible(text, 120)}")
+    if facts.captions.repeated:
+        shared = ", ".join(f"“{visible(text, 60)}” ({count})" for text, count in facts.captions.repeated[:5])
+        add("note", f"captions that three or more pictures share: {shared}{', ...' if len(facts.captions.repeated) > 5 else ''}")
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda problem: order[problem["level"]])
+
+
+def _kinds(record: ImageRecord) -> set[str]:
+    """What is odd about a picture, with counts of frames left away, so that like stands with like."""
+    return {re.sub(r"^\d+ (?=frames or pages)", "several ", text) for text in record.warnings}
 
 
 def _add_bucket_problems(facts: SetFacts, add) -> None:
@@ -179,7 +185,7 @@ def _figures(facts: SetFacts) -> dict[str, Markup]:
     lengths = [float(n) for n in facts.captions.lengths]
     return {
         "sizes": charts.size_scatter([r.size for r in records], rings, label="Pictures by shape and number of pixels; rings are the buckets"),
-        "pixels": charts.histogram([r.width * r.height / 1e6 for r in records], label="Pictures by megapixels", unit="megapixels"),
+        "pixels": charts.size_histogram([r.width * r.height for r in records], label="Pictures by number of pixels"),
         "ratios": charts.histogram([r.width / r.height for r in records], label="Pictures by width over height", unit="width / height"),
         "lengths": charts.histogram(lengths, label="Captions by length", unit="words", whole=True),
     }

@@ -15,11 +15,12 @@ NOISE = re.compile(
 
 
 def words_of_name(stem: str) -> str:
-    """A stem as words: separators to spaces, camel case apart, numbers at the ends and camera names away; may be ""."""
+    """A stem as words: separators to spaces, camel case apart, numbers at the ends, camera names and repeated words away; may be ""."""
     text = re.sub(r"[_\-.+]+", " ", stem)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     text = NOISE.sub(" ", text)
     text = re.sub(r"(^|\s)\d+(?=\s|$)", " ", text)
+    text = re.sub(r"\b(\w+)(\s+\1\b)+", r"\1", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=[^\W\d])\d+$", "", " ".join(text.split()))
     return " ".join(text.split()).strip(" ,")
 
