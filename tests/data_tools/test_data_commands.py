@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +90,27 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(arguments, tmp_path, monk
     assert code == 2 and {"what", "where", "fix"} <= json.loads(out)["error"].keys()
     code, out, err = run(capfd, *arguments, "--quiet")
     assert code == 2 and out == "" and err.startswith("error: ") and "Traceback" not in err
+
+
+HEAVY = ("torch", "torchvision", "transformers", "diffusers", "peft", "accelerate")
+WITHOUT = """
+import sys
+from finetune.cli import main
+folder = sys.argv[1]
+for arguments in (["scan", folder], ["caption", folder, "--replace", "a=the"], ["buckets", folder], ["duplicates", folder], ["convert", folder, "--to", "metadata", "--out", folder + "-out"],
+                  ["report", folder, "--out", folder + ".html"]):
+    try:
+        main(["data", *arguments, "--json", "--quiet"])
+    except SystemExit as stopped:
+        print(arguments[0], stopped.code, file=sys.stderr)
+"""
+
+
+def test_the_core_works_where_torch_is_not_installed(folder, tmp_path):
+    for name in HEAVY:
+        (tmp_path / "missing" / name).mkdir(parents=True)
+        (tmp_path / "missing" / name / "__init__.py").write_text("raise ModuleNotFoundError('not installed here')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "missing"), str(Path(__file__).parents[2])])}
+    done = subprocess.run([sys.executable, "-c", WITHOUT, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
+    assert [line.split()[-1] for line in done.stderr.splitlines()] == ["0"] * 6, done.stderr + done.stdout
+    assert (tmp_path / "set.html").exists()

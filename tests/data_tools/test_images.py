@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_tools.buckets import Bucket
+from data_tools.convert import convert
 from data_tools.images import BadPicture, Limits, apply_placement, decode, fit_to_bucket, open_image, to_array
 from data_tools.buckets import place
+from data_tools.scan import scan_folder
 from tests.data_tools.pictures import draw
 
 
@@ -113,6 +116,32 @@ def test_formats_without_loss_give_the_same_pixels():
     wanted = to_array(picture)
     for format, options in {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}, "PPM": {}, "TGA": {}, "JPEG2000": {}}.items():
         assert (opened(stored(picture, format, **options)) == wanted).all(), format
+
+
+# 64 x 48 pixels, red left and blue right, with an Exif orientation that HEIC readers must leave alone. Made by pillow-heif 1.8.1 (x265).
+HEIC = (
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAb5tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAAB4gABAAAAAAAAAGUAAgAAAAACRwABAAAA"
+    "AAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAAA/WlwcnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAA"
+    "DwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAA"
+    "AAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAABppcmVmAAAAAAAAAA5jZHNjAAIAAQABAAAAkW1k"
+    "YXQAAABhKAGvCeA5IyS///kEf//4xG5D+BRlwX/8dOH3+HZx//v1f1EY1iyx/grc5vmLaCrEY5jqnylfKZwNS1vfHs2lIVmkCBLwHTTlLJuPeue88RqKpgD/tcwkb6tE7nAx4a4MYAAAAAZFeGlmAABNTQAqAAAA"
+    "CAABARIAAwAAAAEABgAAAAAAAA=="
+)
+
+
+def test_a_heic_picture_is_decoded_upright_here_and_in_a_scan(tmp_path):
+    pytest.importorskip("pi_heif", reason="needs the extra heic")
+    image, facts = decode(base64.b64decode(HEIC), "phone.heic")
+    assert image.size == (64, 48) and (facts.width, facts.height, facts.format, facts.warnings) == (64, 48, "HEIF", ())
+    left, right = image.getpixel((5, 5)), image.getpixel((58, 42))
+    assert left[0] > 200 > 60 > left[2] and right[2] > 200 > 60 > right[0]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "phone.HEIC").write_bytes(base64.b64decode(HEIC))
+    (tmp_path / "set" / "phone.txt").write_text("a flag")
+    (record,) = scan_folder(tmp_path / "set", workers=1).records
+    assert record.size == (48, 64) and record.caption == "a flag" and record.warnings == ()
+    (copy,) = scan_folder(convert([record], tmp_path / "out", "metadata").open_at, workers=1).records
+    assert copy.content_hash == record.content_hash and copy.path.suffix == ".heic"
 
 
 def test_heic_without_its_library_names_the_extra(monkeypatch):
