@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ def save_kept(kept: Kept, base: BaseModel, adapters: Sequence[NamedAdapter], out
     strengths = "".join(f"-{words_of(adapter.label)}-{weights[adapter.name]:g}" for adapter in adapters if len(adapter.weights) > 1)
     path = free_name(out, f"{words_of(kept.drawn.asked)}-seed-{request.seed}{strengths}")
     settings: dict[str, Any] = vars(request) | {
-        "base": base.identifier, "revision": base.revision, "family": base.family.facts.name, "adapters": adapter_data(weights, adapters),
-        "score": kept.score, "brushwork": __version__,
+        "base": base.identifier, "revision": base.revision, "family": base.family.facts.name,
+        "adapters": [data | {"sha256": file_hash(adapter.path)} for data, adapter in zip(adapter_data(weights, adapters), adapters, strict=True)], "score": kept.score, "brushwork": __version__,
     }
     if kept.thinking is not None:
         settings = settings_with_record(settings, kept.thinking)
@@ -63,6 +64,17 @@ def as_data(kept: Kept, adapters: Sequence[NamedAdapter]) -> dict[str, Any]:
 def adapter_data(weights: Mapping[str, float], adapters: Sequence[NamedAdapter]) -> list[dict[str, Any]]:
     """The adapters of a picture with their strengths."""
     return [{"path": str(adapter.path), "weight": weights[adapter.name]} for adapter in adapters]
+
+
+@cache
+def file_hash(path: Path) -> str:
+    """SHA-256 of an adapter's weights, hex: paths change, and the picture must name what it was drawn with."""
+    import hashlib
+
+    from finetune.adapters.strict_reading import locate
+
+    with open(locate(path), "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def words_of(text: str) -> str:

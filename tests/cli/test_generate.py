@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from data_tools.errors import BadInput
+from finetune import generation
 from finetune.adapters.adapter_file import AdapterFile, write_adapter
 from finetune.cli.generate_arguments import parse_adapters, parse_seeds, parse_size, weight_sets
 from finetune.sampling import read_settings
@@ -29,7 +31,7 @@ def adapter(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_grid_of_weights_and_seeds_becomes_pictures_with_settings_and_one_sheet(brushwork, tiny_base, adapter, tmp_path):
+def test_a_grid_of_weights_and_seeds_becomes_pictures_with_settings_and_one_sheet(brushwork, tiny_base, adapter, tmp_path, monkeypatch):
     out = tmp_path / "pictures"
     said = brushwork("generate", "--base", tiny_base, "-a", f"{adapter}:0,1", "-p", "sks, a cat", "-p", "猫 sks", "--seed", "3-4", "--out", out, "--json", *QUICK)
     assert said.code == 0, said.err
@@ -37,14 +39,17 @@ def test_a_grid_of_weights_and_seeds_becomes_pictures_with_settings_and_one_shee
     assert len(pictures) == 2 * 2 * 2 and all(set(each) >= {"path", "prompt", "seed", "adapters", "score"} for each in pictures)
     assert {(each["prompt"], each["seed"], each["adapters"][0]["weight"]) for each in pictures} == {(p, s, w) for p in ("sks, a cat", "猫 sks") for s in (3, 4) for w in (0.0, 1.0)}
     stored = read_settings(pictures[0]["path"])
-    assert stored["prompt"] == "sks, a cat" and stored["seed"] == 3 and stored["adapters"] == [{"path": str(adapter), "weight": 0.0}]
+    assert stored["prompt"] == "sks, a cat" and stored["seed"] == 3 and stored["adapters"] == [{"path": str(adapter), "weight": 0.0, "sha256": hashlib.sha256(adapter.read_bytes()).hexdigest()}]
     by_weight = {each["adapters"][0]["weight"]: Image.open(each["path"]).tobytes() for each in pictures if each["prompt"] == "sks, a cat" and each["seed"] == 3}
     assert by_weight[0.0] != by_weight[1.0], "the adapter did nothing"
     with Image.open(said.data["sheet"]) as sheet:
         assert sheet.width > 2 * 128 and sheet.height > 4 * 128
 
     # The same pictures side by side: a batch of another size rounds differently.
-    bare = brushwork("generate", "--base", tiny_base, "-p", "sks, a cat", "-p", "猫 sks", "--seed", "3-4", "--out", out, "--json", *QUICK)
+    turns, take_turns = [], generation.take_turns
+    monkeypatch.setattr(generation, "take_turns", lambda *given: turns.append(take_turns(*given)))
+    bare = brushwork("generate", "--base", tiny_base, "-p", "sks, a cat", "-p", "猫 sks", "--seed", "3-4", "--out", out, "--offload", "--json", *QUICK)
+    assert len(turns) == 1
     assert Image.open(bare.data["pictures"][0]["path"]).tobytes() == by_weight[0.0], "weight 0 is not the base"
     assert bare.data["pictures"][0]["path"] not in {each["path"] for each in pictures} and len(list(out.glob("*.png"))) == 8 + 4 + 2
 
