@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 RESULT_VERSION = 1
 SHOWN_PROMPTS = 5
+ROUNDING = 1e-12
 # Prompts are ranked by the first of these that was taken.
 RANKED_BY = ("style_gain", "palette", "alignment", "structure_kept")
 Values = Mapping[tuple[str, str], np.ndarray]
 
 
 def _number(value: float | None) -> float | None:
-    """A finite number with six digits, or None, as JSON takes it."""
-    return None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
+    """A finite number with six digits, or None, as JSON takes it. What is left of a difference by rounding is 0."""
+    return None if value is None or not np.isfinite(value) else 0.0 if abs(value) < ROUNDING else float(f"{value:.6g}")
 
 
 def _picture_row(measure: Measure, own: np.ndarray, base: np.ndarray | None, ids: Sequence[str]) -> dict[str, Any]:
