@@ -91,11 +91,11 @@ def _seeds(given: list[str] | None, best_of: int | None, reward: str | None) -> 
     seeds = parse_seeds(given or ["0"])
     if best_of is None:
         return seeds
+    if len(seeds) > 1:
+        raise BadInput("--best-of counts its own seeds", where="--seed", fix="give the first seed only")
     from finetune.preference.rewards.reward_files import check_reward
 
     check_reward(reward)
-    if len(seeds) > 1:
-        raise BadInput("--best-of counts its own seeds", where="--seed", fix="give the first seed only")
     return list(range(seeds[0], seeds[0] + best_of))
 
 

@@ -48,7 +48,7 @@ export function markRanks(stage, ranks) {
   stage.querySelectorAll(".picture").forEach((button, position) => {
     button.querySelector(".rank")?.remove();
     button.classList.toggle("chosen", ranks[position] !== null);
-    if (ranks[position] !== null) button.append(element("span", { className: "rank", textContent: ranks[position] }));
+    if (ranks[position] !== null) button.querySelector(".frame").append(element("span", { className: "rank", textContent: ranks[position] }));
   });
 }
 
