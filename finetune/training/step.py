@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune.training.gradient_noise import MicroGradients
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class StepNumbers:
     """loss: mean over the step's samples.  grad_norm: before clipping.  applied: False when the update was left out
-    because a number was not finite (`bad` says which)."""
+    because a number was not finite (`bad` says which).  signal_and_noise: of the gradient, where it was asked for."""
 
     loss: float
     grad_norm: float
     applied: bool
     bad: str = ""
+    signal_and_noise: tuple[float, float] | None = None
 
 
 def _share_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -50,21 +53,26 @@ def optimizer_step(
     micro_batches: Sequence[Any],
     sample_losses: Callable[[Any], torch.Tensor],
     gradient_clip: float,
+    measure_noise: bool = False,
 ) -> StepNumbers:
     """Take one step on the mean loss over all samples of `micro_batches`.
 
     micro_batches: of the whole step, the same list in every process; each process works on its share.
     sample_losses: micro-batch -> (B,) losses that carry gradients.  gradient_clip: largest norm, 0 turns it off.
+    measure_noise: look at every micro-batch's own gradient too; needs room for one more of them.
     Partial batches count by their size, so any cut of the same samples gives the same gradient up to rounding.
     """
     total = sum(len(batch) for batch in micro_batches)
     mine = micro_batches[accelerator.process_index::accelerator.num_processes]
     optimizer.zero_grad(set_to_none=True)
     loss_sum = torch.zeros((), device=accelerator.device)
+    micro = MicroGradients(parameters, total) if measure_noise else None
     for batch in mine:
         with accelerator.autocast():
             losses = sample_losses(batch)
         accelerator.backward(losses.sum() / total)
+        if micro is not None:
+            micro.note(len(batch), accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0)
         loss_sum += losses.detach().sum().float()
     loss = (accelerator.reduce(loss_sum, reduction="sum") / total).item()
     if not math.isfinite(loss):
@@ -75,10 +83,11 @@ def optimizer_step(
     if accelerator.scaler is not None:
         accelerator.unscale_gradients(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip or math.inf).item()
+    seen = micro.signal_and_noise(accelerator, norm) if micro is not None else None
     # With fp16 an overflowing gradient is the scaler's daily business: it leaves the step out and lowers the scale.
     if not math.isfinite(norm) and accelerator.scaler is None:
         optimizer.zero_grad(set_to_none=True)
         return StepNumbers(loss, norm, False, "gradient")
     optimizer.step()
     skipped = accelerator.scaler is not None and not math.isfinite(norm)
-    return StepNumbers(loss, norm, not skipped)
+    return StepNumbers(loss, norm, not skipped, signal_and_noise=seen)
