@@ -11,19 +11,14 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_tools.atomic_files import write_text
+from finetune.training.report_curves import CURVE_HEIGHT, CURVE_WIDTH, curves_of
 from finetune.training.run_folder import RunFolder
 
 WIDEST_PICTURE = 1600  # pixels; a wider one is reduced, so that the page stays one that can be mailed
-CURVE_WIDTH, CURVE_HEIGHT = 640, 160
-MOST_POINTS = 640
-# The last five are logged by preference runs.
-CURVES = (("Loss", "loss"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr"), ("Reward on held-out prompts", "reward"), ("Witness reward", "held_out_reward"),
-          ("Divergence from the base, nats a picture", "kl"), ("Variety within a prompt", "diversity"), ("Loss on the base's own pictures", "drift"))
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -33,7 +28,7 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
 td { overflow-wrap: anywhere; } .trace { white-space: pre-line; }
 svg { width: 100%; max-width: 44rem; height: auto; } .line { fill: none; stroke: #c2410c; stroke-width: 1.5; }
-.raw { fill: none; stroke: #9ca3af; stroke-width: .6; } .axis { stroke: #9ca3af; stroke-width: .5; } text { font-size: 11px; fill: #6b7280; }
+.raw { fill: none; stroke: #9ca3af; stroke-width: .6; } .axis { stroke: #9ca3af; stroke-width: .5; } .mark { stroke: #2563eb; stroke-dasharray: 3 3; } text { font-size: 11px; fill: #6b7280; }
 pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: 4px; } .note { color: #6b7280; }
 """.strip()
 
@@ -48,16 +43,18 @@ PAGE = """<!doctype html>
 {% if facts %}<h2>Proof and cost</h2><table>{% for key, value in facts %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
 <h2>Curves</h2>
 {% for curve in curves %}<h3>{{ curve.title }}</h3>
-<svg viewBox="0 0 {{ width + 70 }} {{ height + 24 }}" role="img" aria-label="{{ curve.title }} over steps">
+<svg viewBox="0 0 {{ width + 70 }} {{ height + 24 }}" role="img" aria-label="{{ curve.title }}">
 <line class="axis" x1="60" y1="{{ height }}" x2="{{ width + 60 }}" y2="{{ height }}"/><line class="axis" x1="60" y1="4" x2="60" y2="{{ height }}"/>
 <text x="55" y="12" text-anchor="end">{{ curve.high }}</text><text x="55" y="{{ height }}" text-anchor="end">{{ curve.low }}</text>
-<text x="60" y="{{ height + 14 }}">step {{ curve.first }}</text><text x="{{ width + 60 }}" y="{{ height + 14 }}" text-anchor="end">{{ curve.last }}</text>
+<text x="60" y="{{ height + 14 }}">{{ curve.first }}</text><text x="{{ width + 60 }}" y="{{ height + 14 }}" text-anchor="end">{{ curve.last }}</text>
+{% if curve.mark is not none %}<line class="mark" x1="{{ curve.mark }}" y1="4" x2="{{ curve.mark }}" y2="{{ height }}"/>
+<text x="{{ curve.mark + (-5 if curve.mark > width / 2 else 5) }}" y="14" text-anchor="{{ 'end' if curve.mark > width / 2 else 'start' }}">{{ curve.marked }}</text>{% endif %}
 <polyline class="raw" points="{{ curve.raw }}"/><polyline class="line" points="{{ curve.smooth }}"/></svg>
 {% else %}<p>No step has been logged.</p>{% endfor %}
 {% if watched %}<h2>Copies and drift on the way</h2><table><tr><th>Step</th><th>Near-copies among the samples</th><th>Nearest training picture</th><th>Drift of unrelated pictures</th><th></th></tr>
 {% for row in watched %}<tr><td>{{ row.step }}</td><td>{{ row.copies }}</td><td>{{ row.nearest }}</td><td>{{ row.drift }}</td><td>{{ row.pairs }}{{ row.stop }}</td></tr>{% endfor %}</table>
 <p class="note">Likeness is 1 for the same picture; drift is the mean colour difference (OKLab) to what the base draws.</p>{% endif %}
-<h2>Data</h2><p>{{ pictures }} pictures were trained. {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
+<h2>Data</h2><p>{{ pictures }} pictures were trained.{% if held_out %} {{ held_out | length }} were held out and never trained: {{ held_out | join(", ") }}.{% endif %} {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
 {% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
 {% if thoughts %}<h2>What was thought</h2><table><tr><th>Picture and caption</th><th>Trace</th><th>Trained as</th></tr>
 {% for row in thoughts %}<tr><td>{{ row.picture }}<br><bdi>{{ row.prompt }}</bdi></td><td class="trace"><bdi>{{ row.trace }}</bdi></td><td><bdi>{{ row.enhanced if row.ok else "as it is: " ~ row.reason }}</bdi></td></tr>{% endfor %}</table>{% endif %}
@@ -68,30 +65,17 @@ PAGE = """<!doctype html>
 """
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A curve as SVG points: as logged, and smoothed over a twentieth of the run."""
-
-    title: str
-    raw: str
-    smooth: str
-    low: str
-    high: str
-    first: int
-    last: int
-
-
 def write_report(run: RunFolder) -> Path:
     """Write report.html from what lies in the run folder; works for unfinished runs too. Returns its path."""
     from jinja2 import Environment
 
     data, result = _read(run.data_summary), _read(run.result)
     rows = run.read_log()
-    curves = [curve for title, key in CURVES if (curve := _curve(title, key, rows))]
+    curves = curves_of(rows, run.read_validation(), _read(run.learning_rate))
     page = Environment(autoescape=True).from_string(PAGE).render(
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
         sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, watched=_watched(run), width=CURVE_WIDTH, height=CURVE_HEIGHT,
-        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), thoughts=data.get("thoughts", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
+        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), held_out=[Path(path).name for path in data.get("held_out", [])], thoughts=data.get("thoughts", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
         recipe="".join(path.read_text(encoding="utf-8") for path in (run.recipe, run.path / "preference.toml") if path.exists()),
     )
     write_text(run.report, page)
@@ -115,41 +99,20 @@ def _facts(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[tuple
         ("Whole time", f"{result['seconds']:.0f} s"),
         ("Peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
     ]
+    if result.get("ended"):
+        facts.append(("Ended early", result["ended"]))
+    scales = [row["noise_scale"] for row in rows if row.get("noise_scale")]
+    if scales:
+        facts.append(("Gradient noise scale", f"about {scales[-1]:.3g} pictures a step: far below that, larger batches pay; far above, they do not"))
     seconds = sorted(row["seconds"] for row in rows)
     if seconds:
         facts.append(("Median step", f"{seconds[len(seconds) // 2]:.3f} s"))
     return facts
 
 
-def _curve(title: str, key: str, rows: Sequence[dict[str, Any]]) -> Curve | None:
-    """The values of `key` over steps, thinned to what a screen shows; None without finite values."""
-    points = [(row["step"], float(row[key])) for row in rows if isinstance(row.get(key), (int, float)) and abs(row[key]) < float("inf")]
-    if len(points) < 2:
-        return None
-    smooth, average, weight = [], 0.0, 0.0
-    keep = 1 - min(1.0, 20 / len(points))
-    for step, value in points:
-        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
-        smooth.append((step, average / weight))
-    low, high = min(value for _, value in points), max(value for _, value in points)
-    first, last = points[0][0], points[-1][0]
-    return Curve(title, _polyline(points, low, high), _polyline(smooth, low, high), f"{low:.3g}", f"{high:.3g}", first, last)
-
-
-def _polyline(points: Sequence[tuple[int, float]], low: float, high: float) -> str:
-    first, last = points[0][0], points[-1][0]
-    thinned = points[:: max(1, len(points) // MOST_POINTS)]
-    return " ".join(
-        f"{60 + CURVE_WIDTH * (step - first) / max(1, last - first):.1f},{CURVE_HEIGHT - (CURVE_HEIGHT - 6) * ((value - low) / (high - low or 1)):.1f}"
-        for step, value in thinned
-    )
-
-
 def _watched(run: RunFolder) -> list[dict[str, Any]]:
     """What was seen of memorisation and drift, by step; a resumed run looked at some steps twice, and the later look counts."""
-    if not run.validation.exists():
-        return []
-    by_step = {row["step"]: row for line in run.validation.read_text(encoding="utf-8").splitlines() if "step" in (row := json.loads(line))}
+    by_step = {row["step"]: row for row in run.read_validation() if "near_copies" in row}
     return [{
         "step": step, "copies": f"{row['near_copies']:.0%}", "nearest": f"{row['nearest']:.2f}", "drift": "" if row["drift"] is None else f"{row['drift']:.3f}",
         "pairs": "; ".join(f"{pair['picture']} is like {pair['training']}" for pair in row["pairs"]), "stop": f" Stopped here: {row['stop']}" if row["stop"] else "",

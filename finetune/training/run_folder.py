@@ -19,6 +19,8 @@ class RunFolder:
         recipe.toml      resolved, reruns the run
         plan.json        the estimate; after the run, the truth beside it
         log.jsonl        one line a step
+        validation.jsonl one line a measurement on held-out or sample pictures
+        learning_rate.json  the search for a learning rate, where one was asked for
         samples/         step-000100.png: same prompts, same seeds
         checkpoints/     step-000100/
         adapter/         what is published
@@ -31,6 +33,7 @@ class RunFolder:
         self.data_summary = self.path / "data.json"
         self.plan = self.path / "plan.json"
         self.log = self.path / "log.jsonl"
+        self.learning_rate = self.path / "learning_rate.json"
         self.result = self.path / "result.json"
         self.validation = self.path / "validation.jsonl"
         self.samples = self.path / "samples"
@@ -85,17 +88,27 @@ class RunFolder:
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines; a torn last line is left out (it is taken again by the resumed run)."""
-        if not self.log.exists():
-            return []
-        rows = []
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return _whole_rows(self.log)
+
+    def read_validation(self) -> list[dict[str, Any]]:
+        """What was measured on the way, one row a measurement."""
+        return _whole_rows(self.validation)
 
     def cut_log(self, steps_done: int) -> None:
-        """Drop rows of steps that the resumed run will take again, so that each step stands there once."""
-        rows = [row for row in self.read_log() if row["step"] <= steps_done]
-        write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
+        """Drop rows of steps that the resumed run will take again, so that each step stands there once; likewise of what was measured."""
+        for path in (self.log, self.validation):
+            if path is self.log or path.exists():
+                rows = [row for row in _whole_rows(path) if row["step"] <= steps_done] if steps_done else []
+                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
