@@ -23,6 +23,9 @@ OPTIONAL = {
     "import-linter": "the test of the layers (extra `test`)",
     "pytest": "running the tests (extra `test`)",
     "resvg_py": "building the embedded model again (extra `mini-build`)",
+    "tensorboard": "the experiment tracker of that name (extra `tensorboard`)",
+    "trackio": "the experiment tracker of that name (extra `trackio`)",
+    "wandb": "the experiment tracker of that name (extra `wandb`)",
     "scipy": "building the embedded model again (extra `mini-build`)",
 }
 # Packages that break others when they are there.

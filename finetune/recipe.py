@@ -22,7 +22,8 @@ from finetune.recipe_problems import (
 )
 from finetune.recipe_rules import broken_rules
 from finetune.recipe_settings import (
-    SECTIONS, AdapterSettings, BaseSettings, DataSettings, ObjectiveSettings, PublishSettings, SampleSettings, Section, TrainingSettings,
+    SECTIONS, AdapterSettings, BaseSettings, DataSettings, ObjectiveSettings, PublishSettings, SampleSettings, Section, TrackingSettings, TrainingSettings,
+    ValidationSettings,
 )
 from finetune.recipe_text import RecipeText, read_recipe_text
 
@@ -38,6 +39,8 @@ class Recipe(Section):
     training: TrainingSettings = TrainingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     samples: SampleSettings = SampleSettings()
+    validation: ValidationSettings = ValidationSettings()
+    tracking: TrackingSettings = TrackingSettings()
     publish: PublishSettings = PublishSettings()
 
     @model_validator(mode="after")
@@ -52,8 +55,8 @@ class Recipe(Section):
         return {f"{name}.{key}": value for name, section in self.model_dump(mode="json").items() for key, value in section.items()}
 
     def settings_hash(self) -> str:
-        """64 hex digits over what shapes the adapter: all settings but where the pictures lie and where the result is published."""
-        shaping = {key: value for key, value in self.settings().items() if key != "data.folder" and not key.startswith("publish.")}
+        """64 hex digits over what shapes the adapter: all settings but where the pictures lie and where numbers and result go."""
+        shaping = {key: value for key, value in self.settings().items() if not key.endswith(".folder") and not key.startswith(("publish.", "tracking."))}
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
@@ -70,7 +73,7 @@ class _Origin(NamedTuple):
 def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """A checked recipe from a TOML file, or from a mapping of sections; `overrides` are texts like "training.steps=200".
 
-    A relative `data.folder` becomes absolute: it counts from the recipe file, in an override from the working directory.
+    A relative folder of pictures becomes absolute: it counts from the recipe file, in an override from the working directory.
     Raises RecipeError with every mistake found.
     """
     problems: list[BrushworkError] = []
@@ -88,9 +91,9 @@ def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
 
 def _make_absolute(content: dict[str, Any], start: Path) -> None:
-    data = content.get("data")
-    if isinstance(data, dict) and isinstance(data.get("folder"), (str, Path)) and str(data["folder"]):
-        data["folder"] = str(start / Path(data["folder"]).expanduser())
+    for name, section in content.items():
+        if name in SECTIONS and isinstance(section, dict) and isinstance(section.get("folder"), (str, Path)) and str(section["folder"]):
+            section["folder"] = str(start / Path(section["folder"]).expanduser())
 
 
 def _apply_overrides(content: dict[str, Any], overrides: Sequence[str], problems: list[BrushworkError]) -> dict[Key, str]:
@@ -112,18 +115,18 @@ def _apply_overrides(content: dict[str, Any], overrides: Sequence[str], problems
         written[section, name] = place
         target = content.setdefault(section, {})
         if isinstance(target, dict):
-            _set(target, SECTIONS[section], name, value.strip())
+            _set(target, section, name, value.strip())
     return written
 
 
-def _set(target: dict[str, Any], section: type[Section], name: str, value: str) -> None:
-    field = section.model_fields[name]
+def _set(target: dict[str, Any], section: str, name: str, value: str) -> None:
+    field = SECTIONS[section].model_fields[name]
     if value == "none" and may_be_left_out(field):
         target.pop(name, None)
         return
     target[name] = _value(value, as_text=takes_only_text(field))
-    if section is DataSettings and name == "folder":
-        _make_absolute({"data": target}, Path.cwd())
+    if name == "folder":
+        _make_absolute({section: target}, Path.cwd())
 
 
 def _value(text: str, as_text: bool) -> Any:

@@ -151,7 +151,9 @@ def allowed_values(field: FieldInfo) -> str:
         elif kind in (int, float):
             words.append(("a whole number" if kind is int else "a number") + _range(limits))
         elif get_origin(kind) is tuple:
-            words.append("a list of texts, at most 64")
+            listed = get_args(kind)[0]
+            named = [f'"{word}"' for word in get_args(listed)] if get_origin(listed) is Literal else []
+            words.append(f"a list of {_either(named)}" if named else "a list of texts, at most 64")
         elif kind in kinds:
             words.append('a colour such as "#ffffff"' if list(get_args(Colour)[1:]) == limits else kinds[kind])
     return _either(words)

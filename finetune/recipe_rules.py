@@ -35,6 +35,8 @@ RULES = (
          "is not a regular expression", 'use a preset such as "attention", or an expression like "blocks.*attn1.to_q"'),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
          "is longer than the whole training", "make it smaller than training.steps"),
+    Rule("validation.folder", ("validation",), lambda validation: validation.folder is not None and validation.share > 0,
+         "and `validation.share` exclude each other", "hold out a folder, or a share of data.folder"),
     Rule("samples.height", ("samples",), lambda samples: (samples.height is None) != (samples.width is None),
          "and `samples.width` go together", "set both, or neither"),
     Rule("samples.most_drift", ("samples",), lambda samples: samples.most_drift > 0 and not (samples.unrelated and samples.every),

@@ -86,13 +86,20 @@ class TrainingSettings(Section):
     steps: int = setting(1000, "Optimizer steps in total.", "optimizer steps", ge=1, le=10_000_000)
     batch_size: int = setting(1, "Pictures in one forward pass.", "pictures", ge=1, le=4096)
     accumulation: int = setting(1, "Forward passes whose gradients are added up for one optimizer step.", "passes", ge=1, le=4096)
-    learning_rate: float = setting(1e-4, "Highest learning rate.", "per optimizer step", gt=0, le=1)
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["find"] = setting(
+        1e-4, "Highest learning rate; find takes one from a range test (Smith 2015) on this very job, which costs some dozen steps first.", "per optimizer step")
+    lora_plus_ratio: float = setting(
+        1.0, "Learning rate of the B matrices over that of A (LoRA+, Hayou et al. 2024, who advise about 16 with a lower learning rate); 1 is plain LoRA.", "", ge=1, le=1024)
+    ema_decay: float = setting(0.0, "Decay of an exponential moving average of the adapter, which is then what is drawn with and exported; 0 is off, 0.99 to 0.9999 are usual.",
+                               "per optimizer step", ge=0, lt=1)
     optimizer: Literal["auto", "adamw", "adamw8bit", "paged_adamw8bit", "adafactor", "lion8bit"] = setting(
         "auto", "auto takes adamw8bit on a GPU and fused adamw on a CPU, where 8-bit is slower.")
     weight_decay: float = setting(0.0, "Decoupled weight decay.", "", ge=0, le=1)
     schedule: Literal["constant", "cosine", "linear"] = setting("constant", "How the learning rate goes on after the warm-up.")
     warmup: Count = setting(0, "Steps in which the learning rate rises from zero.", "optimizer steps")
     gradient_clip: float = setting(1.0, "Largest norm of all gradients together; 0 is off.", "norm", ge=0, le=1_000_000)
+    gradient_noise: bool = setting(False, "Whether the gradient noise scale is measured (McCandlish et al. 2018): below which number of pictures a step larger batches pay. "
+                                          "Needs accumulation or several processes, and memory for one more gradient.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Number format of the forward and backward pass; auto says what it took and why.")
     checkpointed_blocks: Literal["auto"] | Count = setting(
         "auto", "Transformer blocks whose activations are computed twice to save memory; auto takes as few as fit.", "blocks")
@@ -135,6 +142,28 @@ class SampleSettings(Section):
     width: Size | None = setting(None, "Width of the pictures. Left out: the training resolution.", "pixels")
 
 
+class ValidationSettings(Section):
+    """Pictures that are never trained: the loss on them says when there is nothing more to learn."""
+
+    folder: Folder | None = setting(None, "Folder of held-out pictures with captions; a picture that is also in data.folder is not trained.")
+    share: float = setting(0.0, "Share of the pictures of data.folder that is held out, at least one; drawn by training.seed. Pictures whose layout says so are held out anyway.",
+                           "share", ge=0, lt=1)
+    every: int = setting(100, "The loss on held-out pictures is measured after this many steps, and after the last one.", "optimizer steps", ge=1, le=10_000_000)
+    levels: int = setting(4, "Noise levels at which each held-out picture is measured; all pictures together cover the density evenly.", "levels", ge=1, le=1000)
+    patience: int = setting(0, "Training ends when the held-out loss has not fallen for this many measurements in a row; 0 never ends it.", "measurements", ge=0, le=1_000_000)
+    keep_best: bool = setting(True, "Whether the adapter of the step with the lowest held-out loss is exported instead of the last one; "
+                                    "where sample pictures end a run, that of the last drawing that was in order.")
+
+
+class TrackingSettings(Section):
+    """Where the numbers of the log go besides the run folder; nothing leaves this machine unless a tracker is named that sends it."""
+
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False, max_length=3)] = setting(
+        (), "Experiment trackers that get every step's numbers and the recipe without its folders; each is an extra of the same name.")
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = setting("brushwork", "Project under which trackers file the run.")
+    run_name: Name | None = setting(None, "Name of the run there. Left out: that of the run folder.")
+
+
 class PublishSettings(Section):
     """Where the adapter goes, if anywhere; nothing is uploaded by training."""
 
@@ -150,5 +179,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingSettings,
     "objective": ObjectiveSettings,
     "samples": SampleSettings,
+    "validation": ValidationSettings,
+    "tracking": TrackingSettings,
     "publish": PublishSettings,
 }

@@ -242,8 +242,16 @@ def _training(source: Source, adapter: AdapterFile, data: Mapping[str, Any]) -> 
     return {
         "pictures": data.get("pictures"), "data hash": said.get("data_hash"), "recipe hash": said.get("recipe_hash"), **rows,
         "layers": source.recipe.adapter.targets, "steps": settings.steps, "batch": f"{settings.batch_size} x {settings.accumulation}",
-        "learning rate": f"{settings.learning_rate:g}", "schedule": settings.schedule, "optimizer": settings.optimizer, "seed": settings.seed,
+        "learning rate": _learning_rate(source), "schedule": settings.schedule, "optimizer": settings.optimizer, "seed": settings.seed,
     }
+
+
+def _learning_rate(source: Source) -> str:
+    """As the recipe says, or as the run found it."""
+    rate = source.recipe.training.learning_rate
+    if rate == "find" and source.run and source.run.learning_rate.exists():
+        return f"{json.loads(source.run.learning_rate.read_text(encoding='utf-8'))['chosen']:g}, found by a range test"
+    return rate if rate == "find" else f"{rate:g}"
 
 
 def _evaluation(run: RunFolder | None) -> tuple[list[Mapping[str, Any]], list[str]]:

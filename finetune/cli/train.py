@@ -51,9 +51,10 @@ def train(
 def result_data(result: TrainingResult) -> dict[str, Any]:
     """A finished run as JSON."""
     return {
-        "run": result.run, "adapter": result.adapter, "steps": result.steps, "resumed_from": result.resumed_from, "seconds": result.seconds,
+        "run": result.run, "adapter": result.adapter, "steps": result.steps, "exported_step": result.exported_step, "ended": result.ended, "resumed_from": result.resumed_from, "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes, "verified": result.verified.as_json(), "sheet": result.sheet,
         "report": result.run / "report.html", "reasons": result.reasons,
+        "held_out": list(result.held_out),
         "left_out": [{"path": left.path, "reason": left.reason} for left in result.left_out],
     }
 
@@ -68,6 +69,12 @@ def result_lines(result: TrainingResult) -> list[str]:
         f"report    {result.run / 'report.html'}",
         f"time      {result.steps} steps, {result.seconds:.0f} s in all, peak memory {result.peak_memory_bytes / 2**20:.0f} MiB",
     ]
+    if "adapter" in result.reasons:
+        lines.insert(1, f"exported  {result.reasons['adapter']}")
+    if result.ended:
+        lines.append(f"ended     early: {result.ended}")
+    if result.held_out:
+        lines.append(f"held out  {len(result.held_out)} pictures, never trained; the report names them")
     if result.left_out:
         lines.append(f"left out  {len(result.left_out)} pictures; the report says which and why")
     return lines

@@ -19,7 +19,9 @@ from finetune.objectives import Objective
 from finetune.randomness import generator, stable_seed
 from finetune.recipe import Recipe
 from finetune.training.batches import BatchOrder, Sample
+from finetune.training.best_step import Measured
 from finetune.training.encode import Encodings
+from finetune.training.loop_state import LoopState
 from finetune.training.loss_watch import LossWatch
 from finetune.training.lr_schedules import learning_rate_factor
 from finetune.training.memory import peak_memory_bytes
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 class TrainingJob:
     """Everything the loop works with, loaded and ready.
 
-    save(step, watch) writes a checkpoint of `step` finished steps; draw(step) writes the sample pictures and returns why
-    training should end here, or None.
+    learning_rate: the highest one, 0 before it is known.  look(job, step) draws and measures what is due after `step` finished steps;
+    save(step) writes a checkpoint of them.
     """
 
     recipe: Recipe
@@ -51,8 +53,9 @@ class TrainingJob:
     encodings: Encodings
     order: BatchOrder
     run: RunFolder
-    save: Callable[[int, LossWatch], None]
-    draw: Callable[[int], str | None]
+    look: Callable[[TrainingJob, int], Measured]
+    save: Callable[[int], None]
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,17 +115,21 @@ def sample_losses(job: TrainingJob, batch: MicroBatch) -> torch.Tensor:
     return job.objective.weight(level).to(errors.device) * errors
 
 
-def take_step(job: TrainingJob, step: int) -> StepNumbers:
-    """One optimizer step, and the learning rate that belongs to it."""
+def learning_rate_at(job: TrainingJob, step: int) -> float:
     settings = job.recipe.training
-    factor = learning_rate_factor(settings.schedule, step, settings.steps, settings.warmup)
+    return job.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps, settings.warmup)
+
+
+def take_step(job: TrainingJob, step: int, learning_rate: float) -> StepNumbers:
+    """One optimizer step on the pictures of `step`."""
+    settings = job.recipe.training
     for group in job.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor * group.get("rate_factor", 1.0)
+        group["lr"] = learning_rate * group.get("rate_factor", 1.0)
     samples = job.order.micro_batches(step)
     positions = noise_positions(job, step, sum(map(len, samples)))
     return optimizer_step(
         job.accelerator, job.optimizer, job.parameters, samples,
-        lambda some: sample_losses(job, micro_batch(job, step, some, positions)), settings.gradient_clip,
+        lambda some: sample_losses(job, micro_batch(job, step, some, positions)), settings.gradient_clip, settings.gradient_noise,
     )
 
 
@@ -146,41 +153,52 @@ def check_numbers(job: TrainingJob, step: int, numbers: StepNumbers, watch: Loss
         )
 
 
-def _log_row(job: TrainingJob, done: int, numbers: StepNumbers, seconds: float) -> dict[str, Any]:
+def _log_row(job: TrainingJob, done: int, numbers: StepNumbers, state: LoopState, seconds: float) -> dict[str, Any]:
+    signal, noise = numbers.signal_and_noise or (None, None)
+    measured = {"gradient_signal": signal, "gradient_noise": noise, "noise_scale": state.noise.samples}
     return {
         "step": done, "loss": numbers.loss, "lr": job.optimizer.param_groups[0]["lr"], "grad_norm": numbers.grad_norm,
         "applied": numbers.applied, "seconds": round(seconds, 4), "peak_memory_bytes": peak_memory_bytes(job.accelerator.device),
-    }
+    } | {name: value for name, value in measured.items() if value is not None}
 
 
-def training_loop(job: TrainingJob, start: int, watch: LossWatch, stop: StopRequest, progress: Progress) -> int:
-    """Take steps `start` .. `training.steps` - 1, logging, saving and drawing on schedule. Returns the steps in all, which
-    are fewer when the sample pictures gave a reason to end early.
+def _record(job: TrainingJob, row: dict[str, Any]) -> None:
+    """Into log.jsonl, and to the trackers that the recipe names."""
+    if job.accelerator.is_main_process:
+        job.run.append_log(row)
+    job.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+
+def training_loop(job: TrainingJob, start: int, state: LoopState, stop: StopRequest, progress: Progress) -> int:
+    """Take steps `start` .. `training.steps` - 1, looking, logging and saving on schedule. Returns the steps in all, which
+    are fewer when what was looked at gave a reason to end early.
 
     Raises TrainingError (numbers blow up, disk full) and Interrupted (a signal; the finished step is saved first).
     """
-    settings, is_main = job.recipe.training, job.accelerator.is_main_process
+    settings = job.recipe.training
+    if state.ended:
+        return start
     with progress.phase("training", settings.steps - start) as advance:
         for step in range(start, settings.steps):
             began = time.perf_counter()
-            numbers = take_step(job, step)
-            check_numbers(job, step, numbers, watch)
-            done = step + 1
-            if is_main:
-                job.run.append_log(_log_row(job, done, numbers, time.perf_counter() - began))
-            advance(1, f"loss {watch.smoothed or numbers.loss:.4f}")
+            numbers = take_step(job, step, learning_rate_at(job, step))
+            check_numbers(job, step, numbers, state.watch)
+            state.took(numbers)
+            done, is_last = step + 1, step + 1 == settings.steps
+            row = _log_row(job, done, numbers, state, time.perf_counter() - began)
+            advance(1, f"loss {state.watch.smoothed or numbers.loss:.4f}")
             asked = stop.agreed(job.accelerator)
 
-            is_last = done == settings.steps
-            if is_last or asked or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
-                job.save(done, watch)
+            # Looked at before it is saved: a checkpoint then knows all that was seen, and a resumed run misses nothing.
+            measured = job.look(job, done)
+            reason = state.judge(done, measured, is_last)
+            _record(job, row | measured.logged())
+            if is_last or reason or asked or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+                job.save(done)
+            if reason:
+                progress.say(f"training ends at step {done}: {reason}")
+                return done
             if asked and not is_last:
                 raise Interrupted(f"stopped at step {done} of {settings.steps}; everything is saved", where=str(job.run.path),
                                   fix="go on with the same command and --resume", exit_code=stop.exit_code)
-            if job.recipe.samples.every and done % job.recipe.samples.every == 0 and not is_last:
-                reason = job.draw(done)
-                if reason:
-                    job.save(done, watch)
-                    progress.say(f"training ends at step {done}: {reason}")
-                    return done
     return settings.steps

@@ -17,7 +17,8 @@ from finetune.errors import BadInput
 from finetune.families.example_text import conditioning_bytes
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
-from finetune.training import plan_model, plan_phases
+from finetune.training import plan_extras, plan_model, plan_phases
+from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, choose_hold
 from finetune.training.precision import choose_base_dtype, choose_precision
@@ -93,6 +94,7 @@ class Ground:
     surroundings: plan_phases.Surroundings
     model: torch.nn.Module
     config: dict[str, Any]
+    held_out: int = 0
     costs: dict[int, plan_model.StepCost] = field(default_factory=dict)
     rate: float | None = None
 
@@ -135,7 +137,8 @@ def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None =
     config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = plan_model.build_on_meta(config["_class_name"], config)
-    return Ground(recipe, base, device, sizes, pictures, captions, plan_phases.surroundings(base, sizes, device), model, config)
+    held_out = len(training_set.held_out) if training_set is not None else 0
+    return Ground(recipe, base, device, sizes, pictures, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out)
 
 
 def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
@@ -151,7 +154,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     parts = {
         "libraries": around.library_bytes, "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
-    }
+    } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
     proof = plan_phases.proof_bytes(ground.model, facts, hold, recipe, around)
@@ -162,6 +165,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         ground.rate = plan_phases.product_rate(ground.sizes, recipe.training.batch_size, ground.base.family.shape(ground.config), device, hold.compute)
     seconds = work / (ground.rate * plan_phases.EFFICIENCY) + recipe.training.accumulation * cost.operations * plan_phases.OPERATION_SECONDS
     notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
+    notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
     if device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
@@ -177,7 +181,7 @@ def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: 
     largest = max(height * width for height, width in ground.sizes)
     latents = 2 * 4 * shape.latent_channels * largest / shape.latent_factor**2
     captions = max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config)
-    checkpoint = trainable * (4 + 4 + OPTIMIZER_BYTES[optimizer])
+    checkpoint = trainable * (4 + 4 + OPTIMIZER_BYTES[optimizer] + 4 * copies_of_weights(recipe, ground.held_out > 0))
     found = {"cache": ground.pictures * latents + captions, "checkpoints": checkpoint * recipe.training.keep_checkpoints, "adapter": trainable * 4,
              "quantised_base": plan_model.weight_bytes(ground.model, ground.base.family.facts, hold.name, 0, 0) if hold.name in ("int8", "nf4") else 0}
     return {name: int(size) for name, size in found.items()} | {"total": int(sum(found.values()))}

@@ -13,6 +13,7 @@ import torch
 
 from data_tools.atomic_files import write_text
 from data_tools.progress import Progress
+from finetune.errors import BadInput
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
 from finetune.training.encoding_cache import EncodingCache
@@ -26,6 +27,7 @@ from finetune.training.samples import SamplePlan, plan_samples
 from finetune.training.sharding import Sharding, check_launch, wanted_sharding
 from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
+from finetune.training.tracking import accelerator_arguments
 from finetune.training.training_set import TrainingSet, build_training_set
 
 if TYPE_CHECKING:
@@ -62,8 +64,9 @@ class Prepared:
 LONGEST_WAIT = timedelta(hours=24)
 
 
-def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
-    """Raises BadInput for a precision that the device lacks, and for a way of starting that is not supported."""
+def make_accelerator(recipe: Recipe, run: RunFolder) -> tuple[Accelerator, PrecisionChoice]:
+    """Raises BadInput for a precision that the device lacks, for a way of starting that is not supported, and for a
+    measurement that such a start cannot give."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
@@ -73,7 +76,10 @@ def make_accelerator(recipe: Recipe) -> tuple[Accelerator, PrecisionChoice]:
     mixed = "no" if precision.name == "fp32" else precision.name
     # The library keeps one state a process; an earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]), precision
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)], **accelerator_arguments(recipe, run))
+    if recipe.training.gradient_noise and recipe.training.accumulation * accelerator.num_processes < 2:
+        raise BadInput("the gradient noise is measured between micro-batches, and a step has only one", where="training.gradient_noise", fix="set training.accumulation to 2 or more")
+    return accelerator, precision
 
 
 def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision: PrecisionChoice, resume: bool, accepted: Collection[str],
@@ -98,13 +104,14 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
             check_continuation(run, recipe, training_set.data_hash, accepted)
         run.write_json(run.data_summary, {
             "data_hash": training_set.data_hash, "pictures": len(training_set.pictures), "layout": training_set.layout,
+            "held_out": [str(picture.record.path) for picture in training_set.held_out],
             "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
             "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.pictures),
         })
         write_text(run.recipe, dump_recipe(recipe))
     samples = plan_samples(recipe, base.family.facts, training_set)
     cache = EncodingCache(cache_folder)
-    encodings = encode_everything(base, training_set, samples.every_prompt(), recipe.data.background, cache, accelerator.device,
+    encodings = encode_everything(base, training_set.with_held_out(), samples.every_prompt(), recipe.data.background, cache, accelerator.device,
                                   base_dtype.dtype, recipe.training.workers, progress)
     if cache.mended:
         progress.say(f"{cache.mended} damaged encodings were made again")
@@ -119,6 +126,9 @@ def _say_what_was_found(training_set: TrainingSet, progress: Progress) -> None:
         size = f"{picture.placement.bucket.width}x{picture.placement.bucket.height}"
         buckets[size] = buckets.get(size, 0) + 1
     progress.say(f"{len(training_set.pictures)} pictures ({training_set.layout}), in buckets " + ", ".join(f"{size}: {count}" for size, count in buckets.items()))
+    if training_set.held_out:
+        names = ", ".join(picture.record.path.name for picture in training_set.held_out)
+        progress.say(f"{len(training_set.held_out)} pictures are held out and not trained: {names}")
     for warning in training_set.warnings:
         progress.say(f"warning: {warning}")
     for left in training_set.left_out:

@@ -11,10 +11,11 @@ from data_tools.progress import Progress
 from finetune.errors import RunFolderError
 from finetune.recipe import Recipe, load_recipe
 from finetune.training.checkpoints import Checkpoint, newest_checkpoint
+from finetune.training.loop_state import LoopState
 from finetune.training.run_folder import RunFolder
 
 # Nothing here changes what a step computes (more steps do move a falling schedule, which is what is asked for then).
-FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "data.folder", "samples.", "publish.")
+FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "data.folder", "validation.folder", "samples.", "tracking.", "publish.")
 
 
 def changed_settings(before: Recipe, now: Recipe) -> list[str]:
@@ -33,6 +34,13 @@ def check_continuation(run: RunFolder, recipe: Recipe, data_hash: str, accepted:
         keys = " ".join(f"--accept-change {line.split(':')[0]}" for line in changes)
         raise RunFolderError("the run was started with other settings: " + "; ".join(changes), where=str(run.path),
                              fix=f"set them back, or allow it with {keys}; the result is then no longer that of one unbroken run")
+
+
+def check_not_over(run: RunFolder, state: LoopState, step: int) -> None:
+    """Raises RunFolderError when the run ended early and is finished."""
+    if state.ended and run.result.exists():
+        raise RunFolderError(f"the run is complete: it ended at step {step}: {state.ended}", where=str(run.path),
+                             fix="to go on all the same, resume with --set validation.patience=0 --accept-change validation.patience, or without the limit of the sample pictures")
 
 
 def find_checkpoint(run: RunFolder, steps: int, progress: Progress) -> Checkpoint | None:

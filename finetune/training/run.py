@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +19,22 @@ from finetune.recipe import Recipe
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.batches import BatchOrder
 from finetune.training.encoding_cache import default_cache_folder
+from finetune.training.looks import Looks, SampleWatch
 from finetune.training.loop import TrainingJob, training_loop
-from finetune.training.loss_watch import LossWatch
+from finetune.training.loop_state import LoopState, copies_of_weights
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.optimizers import build_optimizer, choose_optimizer
 from finetune.training.plan_run import record_truth, settle
 from finetune.training.preparation import Prepared, make_accelerator, prepare
 from finetune.training.proof import Proof, prove_adapter, reference_prediction
+from finetune.training.rate_finder import with_learning_rate
 from finetune.training.report import write_report
-from finetune.training.resume import find_checkpoint
+from finetune.training.resume import check_not_over, find_checkpoint
 from finetune.training.run_folder import RunFolder
-from finetune.training.samples import draw_samples
 from finetune.training.sharding import proof_hold, shard_base
 from finetune.training.stop_signals import StopRequest, stop_on_signals
-from finetune.training.token_training import named_parameters, parameter_groups, without_tokens
+from finetune.training.token_training import named_parameters, parameter_groups
+from finetune.training.tracking import check_trackers, finish_trackers, start_trackers
 from finetune.training.training_set import TrainingSet
 from finetune.training.training_state import check_disk, restore, save
 
@@ -41,14 +42,11 @@ if TYPE_CHECKING:
     from finetune.adapters.verify import VerifyResult
 
 
-# (step, sample pictures, the base's same pictures, training pictures, which samples are without the trigger) -> a row.
-SampleWatch = Callable[[int, Sequence[Path], Sequence[Path], Sequence[Path], Sequence[bool]], dict[str, Any]]
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """What a finished run tells: `reasons` says why each automatic choice was made, `before` and `after` are the sample
-    pictures of the base and of the adapter as it was loaded back."""
+    pictures of the base and of the adapter as it was loaded back. exported_step: whose weights the adapter has, of `steps`
+    that were taken; `ended` says why they are fewer than asked for."""
 
     run: Path
     adapter: Path
@@ -62,6 +60,19 @@ class TrainingResult:
     reasons: dict[str, str]
     before: list[Path] = field(default_factory=list)
     after: list[Path] = field(default_factory=list)
+    exported_step: int = 0
+    ended: str | None = None
+    held_out: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """reference: a prediction of the trained model, to compare the file with.  state: as the loop left it."""
+
+    reference: torch.Tensor
+    resumed_from: int | None
+    steps: int
+    state: LoopState
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress | None = None, accept_changes: Collection[str] = (),
@@ -69,15 +80,16 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
     """Check, encode, train, export, load back, prove and draw. The run's folder is `out`. Of several processes only the
     main one proves and returns a result; the others return None.
 
-    watch_samples: called after each drawing of samples; its rows become `validation.jsonl`, and a row's "stop" ends a
-    run of one process early.
+    watch_samples: called after each drawing of samples; its rows become `validation.jsonl`, and a row's "stop" ends the
+    run early.
     Raises DataError, BaseModelError, RunFolderError (bad input), TrainingError, VerifyError (failures) and Interrupted.
     """
     began = time.monotonic()
     progress = progress or Progress()
     keep_freed_memory()
     run = RunFolder(out)
-    accelerator, precision = make_accelerator(recipe)
+    check_trackers(recipe)
+    accelerator, precision = make_accelerator(recipe, run)
     if accelerator.is_main_process:
         run.claim()
     try:
@@ -85,12 +97,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
             raise RunFolderError("holds a run already", where=str(out), fix="go on with --resume, or choose another folder with --out")
         prepared = settle(prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress), progress)
         with stop_on_signals() as stop:
-            reference, resumed_from, steps = _train_adapter(prepared, resume, stop, progress, watch_samples)
+            trained = _train_adapter(prepared, resume, stop, progress, watch_samples)
         # The trained model is gone here: what follows must prove itself from the file alone.
         gc.collect()
         accelerator.wait_for_everyone()
-        return _finish(prepared, reference, resumed_from, steps, began, progress) if accelerator.is_main_process else None
+        return _finish(prepared, trained, began, progress) if accelerator.is_main_process else None
     finally:
+        finish_trackers(accelerator)
         run.release()
 
 
@@ -113,9 +126,8 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     return pipeline
 
 
-def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress, watch_samples: SampleWatch | None) -> tuple[torch.Tensor, int | None, int]:
-    """Train; afterwards the last checkpoint holds the adapter. Returns a prediction of the trained model to compare with,
-    the step that was resumed from, and the steps in all."""
+def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress, watch_samples: SampleWatch | None) -> _Trained:
+    """Train; afterwards the last checkpoint holds the adapter."""
     from finetune.adapters.lora import lora_parameters
 
     recipe, run, accelerator = prepared.recipe, prepared.run, prepared.accelerator
@@ -123,51 +135,35 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     named = named_parameters(lora_parameters(pipeline.transformer), prepared.encodings)
     parameters = [parameter for _, parameter in named]
     optimizer_name = choose_optimizer(recipe.training.optimizer, accelerator.device).name
-    optimizer = accelerator.prepare_optimizer(build_optimizer(optimizer_name, parameter_groups(named), recipe.training.learning_rate, recipe.training.weight_decay))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(optimizer_name, parameter_groups(named, recipe.training.lora_plus_ratio), 0.0, recipe.training.weight_decay))
     checkpoint = find_checkpoint(run, recipe.training.steps, progress) if resume else None
-    watch, start = LossWatch(), 0
+    state, start = LoopState.at_start(recipe, parameters), 0
     if checkpoint is not None:
-        watch, start = restore(checkpoint, named, optimizer, accelerator)
+        start = restore(checkpoint, named, optimizer, accelerator, state)
+        check_not_over(run, state, start)
     if accelerator.is_main_process:
         run.cut_log(start)
-        check_disk(run, parameters, recipe.training.keep_checkpoints)
+        check_disk(run, parameters, recipe.training.keep_checkpoints, copies_of_weights(recipe, bool(prepared.training_set.held_out)))
 
-    def keep(step: int, watch: LossWatch) -> None:
+    def keep(step: int) -> None:
         if accelerator.is_main_process:
-            save(prepared, pipeline.transformer, named, optimizer, step, watch)
+            save(prepared, pipeline.transformer, named, optimizer, step, state)
 
-    def draw(step: int) -> str | None:
-        # A divided base computes only when all processes do.
-        if not accelerator.is_main_process and prepared.sharding is None:
-            return None
-        encodings = prepared.encodings if step else without_tokens(prepared.encodings)
-        folder = run.samples if accelerator.is_main_process else None
-        drawn = draw_samples(prepared.samples, prepared.base.family, pipeline, encodings, folder, f"step-{step:06d}", progress)
-        if not accelerator.is_main_process:
-            return None
-        reason = _watched(prepared, step, drawn, watch_samples) if step and watch_samples else None
-        # The other processes would wait for ever for one that has stopped.
-        return reason if accelerator.num_processes == 1 else None
-
-    if start == 0:
-        draw(0)
+    looks = Looks(prepared, pipeline, state, watch_samples, progress)
     sampling = _timestep_sampling(recipe)
     job = TrainingJob(
         recipe, accelerator, prepared.base.family, prepared.base.family.objective(pipeline, sampling, LossWeighting(recipe.objective.weighting, recipe.objective.gamma)),
-        pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set, accelerator.num_processes), run, keep, draw,
+        pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set, accelerator.num_processes), run,
+        looks.after_step, keep,
     )
-    steps = training_loop(job, start, watch, stop, progress)
-    return reference_prediction(prepared.base.family, pipeline, prepared.encodings, prepared.training_set), checkpoint.step if checkpoint else None, steps
-
-
-def _watched(prepared: Prepared, step: int, drawn: Sequence[Path], watch_samples: SampleWatch) -> str | None:
-    """Let the watch look at the sample pictures beside the base's; keep its row; return its reason to stop, if any."""
-    before = sorted(prepared.run.samples.glob("step-000000-*.png"))
-    related = len(drawn) - prepared.samples.unrelated
-    row = watch_samples(step, drawn, before, [picture.record.path for picture in prepared.training_set.pictures], [index >= related for index in range(len(drawn))])
-    with open(prepared.run.validation, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return row.get("stop")
+    if start == 0:
+        looks.before_training(job)
+    job = with_learning_rate(job, start, progress, prepared.reasons)
+    start_trackers(accelerator, recipe, run, start)
+    steps = training_loop(job, start, state, stop, progress)
+    with state.exported():
+        reference = reference_prediction(prepared.base.family, pipeline, prepared.encodings, prepared.training_set)
+    return _Trained(reference, checkpoint.step if checkpoint else None, steps, state)
 
 
 def _timestep_sampling(recipe: Recipe) -> TimestepSampling | None:
@@ -182,18 +178,23 @@ def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> B
     return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation * processes, recipe.training.seed)
 
 
-def _finish(prepared: Prepared, reference: torch.Tensor, resumed_from: int | None, steps: int, began: float, progress: Progress) -> TrainingResult:
+def _finish(prepared: Prepared, trained: _Trained, began: float, progress: Progress) -> TrainingResult:
     """Export the last checkpoint's adapter, prove it on a fresh base, draw with it, write the report."""
-    run, device = prepared.run, prepared.accelerator.device
+    run, device, state = prepared.run, prepared.accelerator.device, trained.state
     if prepared.sharding is not None:
         prepared = replace(prepared, sharding=None, hold=proof_hold(prepared.hold))
-    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, steps, reference, prepared.encodings, prepared.training_set,
+    exported = state.exported_step(trained.steps)
+    prepared.reasons.update(state.reasons(trained.steps))
+    for line in state.reasons(trained.steps).values():
+        progress.say(f"exported: {line}")
+    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, trained.steps, trained.reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began
-    result = TrainingResult(run.path, run.adapter, steps, resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
-                            run.sheet, prepared.training_set.left_out, prepared.reasons, proof.before, proof.after)
+    result = TrainingResult(run.path, run.adapter, trained.steps, trained.resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
+                            run.sheet, prepared.training_set.left_out, prepared.reasons, proof.before, proof.after, exported, state.ended,
+                            tuple(picture.record.path for picture in prepared.training_set.held_out))
     run.write_json(run.result, {
-        "steps": result.steps, "resumed_from": resumed_from, "seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes,
+        "steps": result.steps, "exported_step": exported, "ended": state.ended, "resumed_from": trained.resumed_from, "seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes,
         "verified": asdict(proof.verified), "reasons": prepared.reasons,
     })
     record_truth(run, result.peak_memory_bytes)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune.adapters.adapter_file import B_SUFFIX
+from finetune.errors import BadInput
 from finetune.thinking.tokens import KEY, LEARNING_RATE_FACTOR, EncodingsWithTokens, ThinkingTokens, initial_tokens, read_tokens, write_tokens
 from finetune.training.checkpoints import Checkpoint
 from finetune.training.run_folder import RunFolder
@@ -46,16 +48,26 @@ def named_parameters(lora: NamedParameters, encodings: Any) -> NamedParameters:
     return [*lora, (KEY, tokens.states)] if tokens is not None else lora
 
 
-def parameter_groups(named: NamedParameters) -> list[Any]:
-    """For the optimizer: tokens take larger steps than the LoRA and no decay."""
+def parameter_groups(named: NamedParameters, lora_plus_ratio: float = 1.0) -> list[Any]:
+    """For the optimizer: B matrices take `lora_plus_ratio` times the steps of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354);
+    tokens take larger steps than the LoRA and no decay. Raises BadInput where there are no B matrices."""
     lora = [parameter for name, parameter in named if name != KEY]
     tokens = [parameter for name, parameter in named if name == KEY]
-    return [{"params": lora, "rate_factor": 1.0}, {"params": tokens, "rate_factor": LEARNING_RATE_FACTOR, "weight_decay": 0.0}] if tokens else lora
+    if not tokens and lora_plus_ratio == 1:
+        return lora
+    groups: list[dict[str, Any]] = [{"params": lora, "rate_factor": 1.0}]
+    if lora_plus_ratio != 1:
+        second = [parameter for name, parameter in named if name.endswith(B_SUFFIX)]
+        if not second:
+            raise BadInput("this kind of adapter has no B matrices", where="training.lora_plus_ratio", fix="set it to 1")
+        first = [parameter for name, parameter in named if name != KEY and not name.endswith(B_SUFFIX)]
+        groups = [{"params": first, "rate_factor": 1.0}, {"params": second, "rate_factor": lora_plus_ratio}]
+    return [*groups, {"params": tokens, "rate_factor": LEARNING_RATE_FACTOR, "weight_decay": 0.0}] if tokens else groups
 
 
 def export_tokens(checkpoint: Checkpoint, adapter: AdapterFile, run: RunFolder, base: BaseModel) -> AdapterFile:
     """Write a checkpoint's tokens beside the adapter; the returned adapter's header says that they belong to it."""
-    states = checkpoint.tensors.get(f"parameter/{KEY}")
+    states = checkpoint.tensors.get(f"{checkpoint.state.get('exports', 'parameter')}/{KEY}")
     stream = base.family.facts.text_stream
     if states is None or stream is None:
         return adapter

@@ -1,17 +1,16 @@
-"""Everything that changes while training, to disk and back: parameters, optimizer, loss watch, scaler."""
+"""Everything that changes while training, to disk and back: parameters, optimizer, the loop's state, scaler."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune.errors import RunFolderError, TrainingError
 from finetune.training.checkpoints import Checkpoint, keep_newest, write_checkpoint
-from finetune.training.loss_watch import LossWatch
+from finetune.training.loop_state import LoopState
 from finetune.training.optimizers import optimizer_state, restore_optimizer
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 
-def restore(checkpoint: Checkpoint, named: NamedParameters, optimizer: Any, accelerator: Accelerator) -> tuple[LossWatch, int]:
+def restore(checkpoint: Checkpoint, named: NamedParameters, optimizer: Any, accelerator: Accelerator, state: LoopState) -> int:
+    """Put a checkpoint back into the model, the optimizer and `state`. Returns its step."""
     with torch.no_grad():
         for name, parameter in named:
             saved = checkpoint.tensors.get(f"parameter/{name}")
@@ -32,32 +32,35 @@ def restore(checkpoint: Checkpoint, named: NamedParameters, optimizer: Any, acce
     restore_optimizer(optimizer, checkpoint.tensors, checkpoint.state["optimizer"])
     if accelerator.scaler is not None and checkpoint.state.get("scaler"):
         accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-    return LossWatch(**checkpoint.state["watch"]), checkpoint.step
+    state.restore([name for name, _ in named], checkpoint.tensors, checkpoint.state)
+    return checkpoint.step
 
 
-def check_disk(run: RunFolder, parameters: Sequence[torch.nn.Parameter], kept: int) -> None:
-    """A run that cannot store its checkpoints stops before the first step, not at the last."""
+def check_disk(run: RunFolder, parameters: Sequence[torch.nn.Parameter], kept: int, copies: int) -> None:
+    """A run that cannot store its checkpoints stops before the first step, not at the last. copies: of the weights beside the trained ones."""
     # A checkpoint holds the adapter, the parameters and two moments; one more is written before the oldest goes.
-    needed = 4 * sum(parameter.numel() * 4 for parameter in parameters) * (kept + 1)
+    needed = (4 + copies) * sum(parameter.numel() * 4 for parameter in parameters) * (kept + 1)
     free = shutil.disk_usage(run.path).free
     if free < needed:
         raise TrainingError(f"the disk has {free / 2**20:.0f} MiB left and the checkpoints need {needed / 2**20:.0f} MiB", where=str(run.path),
                             fix="free disk space, lower training.keep_checkpoints, or choose another folder with --out")
 
 
-def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameters, optimizer: Any, step: int, watch: LossWatch) -> None:
+def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameters, optimizer: Any, step: int, loop: LoopState) -> None:
+    """Write the checkpoint of `step`; its adapter file is what the run would export if it ended here."""
     from finetune.adapters.adapter_file import write_adapter
     from finetune.adapters.lora import collect_lora
 
     tensors, structure = optimizer_state(optimizer)
-    tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in named}
+    tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in named} | loop.tensors([name for name, _ in named])
     scaler = prepared.accelerator.scaler
     state = {
-        "optimizer": structure, "watch": asdict(watch), "scaler": scaler.state_dict() if scaler is not None else None,
+        "optimizer": structure, "scaler": scaler.state_dict() if scaler is not None else None,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "settings_hash": prepared.recipe.settings_hash(),
         "data_hash": prepared.training_set.data_hash,
-    }
-    adapter = collect_lora(transformer).with_provenance(**_provenance(prepared, step))
+    } | loop.as_json()
+    with loop.exported():
+        adapter = collect_lora(transformer).with_provenance(**_provenance(prepared, loop.exported_step(step)))
     try:
         write_checkpoint(prepared.run.checkpoints, step, tensors, state, lambda path: write_adapter(path, adapter))
     except OSError as problem:
@@ -72,4 +75,4 @@ def _provenance(prepared: Prepared, step: int) -> dict[str, Any]:
         "kind": prepared.recipe.adapter.kind,
         "recipe_hash": prepared.recipe.settings_hash(), "data_hash": prepared.training_set.data_hash, "trigger": prepared.recipe.data.trigger,
         "licence": prepared.recipe.publish.licence or prepared.base.licence.identifier, "steps": step, "pictures": len(prepared.training_set.pictures),
-    }
+    } | ({"ema_decay": prepared.recipe.training.ema_decay} if prepared.recipe.training.ema_decay else {})

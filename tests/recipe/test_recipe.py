@@ -153,7 +153,7 @@ def test_every_setting_says_what_it_means_what_it_takes_and_its_default():
     for key in all_keys():
         told = explain_setting(key)
         assert len(told["meaning"]) > 15 and told["takes"] and told["default"], key
-    assert explain_setting("training.learning_rate")["takes"] == "a number above 0 and up to 1"
+    assert explain_setting("training.learning_rate")["takes"] == 'a number above 0 and up to 1 or "find"'
     assert explain_setting("adapter.rank")["unit"] == "dimensions"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from data_tools.progress import Progress
 from finetune.recipe import Recipe, load_recipe
 
 
@@ -34,3 +36,26 @@ def small_recipe(base: Path | str, data: Path, **changes: object) -> Recipe:
         section, _, key = name.partition("__")
         content.setdefault(section, {})[key] = value
     return load_recipe(content)
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashingProgress(Progress):
+    """Ends the run as a crash would, after a step was taken and before it is saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    @contextmanager
+    def phase(self, name, total=None):
+        done = 0
+
+        def advance(count=1, note=""):
+            nonlocal done
+            done += count
+            if name == "training" and done == self.step:
+                raise Crash
+
+        yield advance
