@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 60
 NAMES_ELSEWHERE = {
     "network_dim": "adapter.rank", "lora_rank": "adapter.rank", "lora_r": "adapter.rank", "r": "adapter.rank", "dim": "adapter.rank",
     "network_alpha": "adapter.alpha", "lora_alpha": "adapter.alpha", "target_modules": "adapter.targets",
-    "lora_dropout": "adapter.dropout", "lr": "training.learning_rate", "unet_lr": "training.learning_rate",
+    "algo": "adapter.kind", "peft_type": "adapter.kind", "adapter_type": "adapter.kind", "lora_dropout": "adapter.dropout", "lr": "training.learning_rate", "unet_lr": "training.learning_rate",
     "max_train_steps": "training.steps", "max_steps": "training.steps", "num_train_steps": "training.steps", "iterations": "training.steps",
     "train_batch_size": "training.batch_size", "gradient_accumulation_steps": "training.accumulation",
     "optimizer_type": "training.optimizer", "lr_scheduler": "training.schedule", "scheduler": "training.schedule",
@@ -154,6 +154,9 @@ def allowed_values(field: FieldInfo) -> str:
             listed = get_args(kind)[0]
             named = [f'"{word}"' for word in get_args(listed)] if get_origin(listed) is Literal else []
             words.append(f"a list of {_either(named)}" if named else "a list of texts, at most 64")
+        elif get_origin(kind) is dict:
+            (number, range_of), = _members(get_args(kind)[1])
+            words.append(f"a table, at most 64, of expression = {'a whole number' if number is int else 'a number'}{_range(range_of)}")
         elif kind in kinds:
             words.append('a colour such as "#ffffff"' if list(get_args(Colour)[1:]) == limits else kinds[kind])
     return _either(words)

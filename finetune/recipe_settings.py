@@ -72,9 +72,15 @@ class DataSettings(Section):
 class AdapterSettings(Section):
     """What is trained."""
 
-    kind: Literal["lora"] = setting("lora", "Kind of adapter.")
-    rank: int = setting(16, "Rank of the two LoRA matrices; more holds more and needs more memory.", "dimensions", ge=1, le=1024)
-    alpha: float | None = setting(None, "LoRA scale is alpha / rank. Left out: alpha = rank, a scale of 1.", "", gt=0, le=4096)
+    kind: Literal["lora", "rslora", "dora", "pissa", "loha", "lokr", "oft"] = setting(
+        "lora", "Kind of adapter: lora; rslora (scale alpha / sqrt(rank)); dora (a magnitude for every output beside it, slower); pissa (starts from the "
+        "weight's main directions, saved at twice the rank); loha and lokr (Hadamard and Kronecker products, saved in PEFT's layout); oft (turns blocks of inputs, saved so too).")
+    rank: int = setting(16, "Rank of the two LoRA matrices; more holds more and needs more memory. Of loha: of both its parts; of lokr: of its larger factor; of oft: the edge of its blocks.", "dimensions", ge=1, le=1024)
+    alpha: float | None = setting(None, "LoRA scale is alpha / rank. Left out: alpha = rank, a scale of 1 (rslora: sqrt(rank)).", "", gt=0, le=4096)
+    rank_pattern: Annotated[dict[Name, Annotated[int, Field(ge=1, le=1024)]], Field(max_length=64)] | None = setting(
+        None, 'Other ranks for some modules: a table of regular expression over whole module names = rank, such as {".*attn2.*" = 4}; the first that fits decides.', "dimensions")
+    alpha_pattern: Annotated[dict[Name, Annotated[float, Field(gt=0, le=4096)]], Field(max_length=64)] | None = setting(
+        None, "Other alphas for some modules, like `adapter.rank_pattern`. A module named there alone keeps alpha, or takes its own rank where alpha is left out.")
     targets: Name = setting("attention", "Which modules get LoRA: a preset of the family, the same for a range of blocks such as attention[20-39], or a regular expression over whole module names.")
     dropout: float = setting(0.0, "Share of the LoRA input dropped while training.", "share", ge=0, lt=1)
     thinking_tokens: int = setting(0, "Learned vectors among the text states, trained with the LoRA; their effect is small, and they must travel with it.", "tokens", ge=0, le=64)

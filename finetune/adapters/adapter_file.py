@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.adapters.forms import (
+    A_SUFFIX, B_SUFFIX, LORA, MAGNITUDE_SUFFIX, OFT, PEFT_PREFIX, SUFFIXES, Form, check_parts, form_of, layer_shape, rank_of, split_key,
+)
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -20,16 +23,16 @@ if TYPE_CHECKING:
 
     from finetune.adapters.keys import KeyMap
 
-A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 FILE_PREFIX = "transformer."
 PEFT_KEY, PROVENANCE_KEY = "lora_adapter_metadata", "brushwork"
 FILE_NAME = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class AdapterFile:
     """tensors: `<module>.lora_A.weight` (r, in) or (r, in, kh, kw), `<module>.lora_B.weight` (out, r) or (out, r, 1, 1),
-    for DoRA also `<module>.lora_magnitude_vector` (out,).
+    for DoRA also `<module>.lora_magnitude_vector` (out,); or the tensors of another form (`finetune.adapters.forms`).
     metadata: header texts as found; of a stranger's file nothing in it is to be believed.
     text_encoders: "text_encoder", "text_encoder_2" ... -> the same kind of tensors, where a file trains them.
     layout, family: what the file was recognised as.  scales: module -> alpha / rank as the file said it, where it was not
@@ -47,15 +50,28 @@ class AdapterFile:
     @property
     def modules(self) -> list[str]:
         """Names of the adapted modules, sorted."""
-        return sorted(key.removesuffix(A_SUFFIX) for key in self.tensors if key.endswith(A_SUFFIX))
+        return sorted({found[0] for key in self.tensors if (found := split_key(key))})
+
+    @property
+    def form(self) -> Form:
+        """LoRA, LoHa, LoKr or OFT, told by the tensors."""
+        return form_of(self.tensors)
 
     @property
     def ranks(self) -> dict[str, int]:
         """Module name -> rank, read off the tensors."""
-        return {module: self.tensors[module + A_SUFFIX].shape[0] for module in self.modules}
+        return {module: rank_of(self.form, self.parts(module)) for module in self.modules}
+
+    def parts(self, module: str) -> dict[str, Tensor]:
+        """suffix -> tensor of one module."""
+        return {suffix: self.tensors[module + suffix] for suffix in self.form.suffixes if module + suffix in self.tensors}
+
+    def layer_shape(self, module: str) -> tuple[int | None, ...]:
+        """Shape of the weight that one module's tensors belong to; None for the outputs of OFT, which has none of its own."""
+        return layer_shape(self.form, self.parts(module))
 
     def pair(self, module: str) -> tuple[Tensor, Tensor]:
-        """(A, B) of one module."""
+        """(A, B) of one module of a LoRA."""
         return self.tensors[module + A_SUFFIX], self.tensors[module + B_SUFFIX]
 
     @property
@@ -111,9 +127,12 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> list[str]:
     import torch
 
     notes: list[str] = []
-    modules = sorted({key.removesuffix(suffix) for key in tensors for suffix in (A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX) if key.endswith(suffix)})
+    adapter = AdapterFile(tensors)
+    modules = adapter.modules
     if not modules:
         raise AdapterError("there is no LoRA tensor in the file", where=where, fix="is this a full checkpoint? `brushwork adapter extract` makes a LoRA of one")
+    if adapter.form is not LORA:
+        return _check_other_form(adapter, where)
     silent, high = [], []
     for module in modules:
         a, b = tensors.get(module + A_SUFFIX), tensors.get(module + B_SUFFIX)
@@ -138,6 +157,13 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> list[str]:
     return notes
 
 
+def _check_other_form(adapter: AdapterFile, where: str) -> list[str]:
+    for module in adapter.modules:
+        check_parts(adapter.form, module, {suffix: adapter.tensors[module + suffix] for suffix in SUFFIXES if module + suffix in adapter.tensors}, where)
+    moved = any(adapter.tensors[module + adapter.form.zero].any() for module in adapter.modules)
+    return [] if moved else [f"the adapter has no effect: {adapter.form.zero[1:]} is zero in all {len(adapter.modules)} modules"]
+
+
 def _check_pair(module: str, a: Tensor, b: Tensor, where: str) -> None:
     import torch
 
@@ -158,32 +184,42 @@ def _check_pair(module: str, a: Tensor, b: Tensor, where: str) -> None:
 
 
 def peft_settings(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
-    """The fields of `peft.LoraConfig` that describe canonical tensors; alpha equals rank in every module.
+    """The fields of peft's configuration (of LoRA or of the tensors' own form) that describe canonical tensors; alpha equals
+    rank in every module.
 
     Patterns start with ^ because peft matches them as suffixes: a bare `proj_out` would also hit `blocks.0.proj_out`.
     """
     import re
 
-    ranks = AdapterFile(tensors).ranks
+    adapter = AdapterFile(tensors)
+    form, ranks = adapter.form, adapter.ranks
     usual = Counter(ranks.values()).most_common(1)[0][0]
     odd = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != usual}
-    settings = {
-        "r": usual, "lora_alpha": usual, "target_modules": sorted(ranks), "rank_pattern": odd, "alpha_pattern": dict(odd),
-        "bias": "none", "use_dora": AdapterFile(tensors).uses_dora, "use_rslora": False,
-    }
+    settings: dict[str, Any] = {"target_modules": sorted(ranks)}
+    if form is OFT:
+        if odd:
+            raise AdapterError(f"OFT blocks of different sizes ({usual} and {next(iter(odd.values()))}), which peft cannot hold in one adapter")
+        settings |= {"r": 0, "oft_block_size": usual, "bias": "none"}
+    else:
+        settings |= {"r": usual, form.alpha: usual, "rank_pattern": odd, "alpha_pattern": dict(odd)}
+    if form is LORA:
+        settings |= {"bias": "none", "use_dora": adapter.uses_dora, "use_rslora": False}
     return {prefix + key: value for key, value in settings.items()}
 
 
 def write_adapter(path: Path | str, adapter: AdapterFile) -> Path:
     """Write `adapter` to a `.safetensors` path in the canonical layout that diffusers and peft read; return the path.
 
-    Atomic; the header is sorted, so that the same tensors and metadata give the same bytes. Raises AdapterError for
-    tensors that `check_tensors` refuses, OSError when the disk does.
+    Forms other than LoRA go into PEFT's layout, which is the only one that is loaded; under PEFT's own file name its
+    `adapter_config.json` comes beside it. Atomic; the header is sorted, so that the same tensors and metadata give the
+    same bytes. Raises AdapterError for tensors that `check_tensors` refuses, OSError when the disk does.
     """
     from finetune.adapters.tensor_files import dtype_name, write_tensors
 
     path = Path(path)
     check_tensors(adapter.tensors, str(path))
+    if adapter.form is not LORA:
+        return _write_peft_form(path, adapter)
     tensors = {FILE_PREFIX + key: value for key, value in adapter.tensors.items()}
     settings = peft_settings(adapter.tensors, FILE_PREFIX)
     for part, values in adapter.text_encoders.items():
@@ -193,6 +229,29 @@ def write_adapter(path: Path | str, adapter: AdapterFile) -> Path:
     shapes = {key: (dtype_name(value), tuple(value.shape)) for key, value in tensors.items()}
     write_tensors(path, shapes, metadata, tensors.__getitem__)
     return path
+
+
+def _write_peft_form(path: Path, adapter: AdapterFile) -> Path:
+    from data_tools.atomic_files import write_text
+    from finetune.adapters.tensor_files import dtype_name, write_tensors
+
+    if path.name == PEFT_FILE:
+        write_text(path.with_name(PEFT_CONFIG), peft_config_text(adapter))
+    tensors = {PEFT_PREFIX + key: value for key, value in adapter.tensors.items()}
+    shapes = {key: (dtype_name(value), tuple(value.shape)) for key, value in tensors.items()}
+    write_tensors(path, shapes, {**adapter.metadata, "format": "pt"}, tensors.__getitem__)
+    return path
+
+
+def peft_config_text(adapter: AdapterFile) -> str:
+    """The `adapter_config.json` that `PeftModel.from_pretrained` reads."""
+    settings = {"peft_type": adapter.form.peft_type, "base_model_name_or_path": adapter.provenance.get("base"), "inference_mode": True}
+    return json.dumps({**settings, **peft_settings(adapter.tensors)}, indent=2, sort_keys=True) + "\n"
+
+
+def usual_name(adapter: AdapterFile) -> str:
+    """The file name under which other tools look for an adapter of this form."""
+    return FILE_NAME if adapter.form is LORA else PEFT_FILE
 
 
 def read_adapter(path: Path | str, key_maps: Mapping[str, KeyMap] | None = None, *, family: str | None = None,

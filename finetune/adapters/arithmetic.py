@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from data_tools.progress import Progress
 from finetune.adapters import factors
-from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, AdapterFile
-from finetune.adapters.attach import delta
+from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, OFT
+from finetune.adapters.lycoris import as_lora
+from finetune.adapters.weight_change import delta
 from finetune.errors import AdapterError
 from finetune.randomness import generator
 
@@ -53,13 +55,15 @@ def rescale(adapter: AdapterFile, factor: float) -> AdapterFile:
     if not math.isfinite(factor) or factor == 0:
         raise AdapterError(f"a factor of {factor}", fix="the factor must be finite and not 0")
     _no_dora(adapter)
-    tensors = {key: factors.fold(value, factor) if key.endswith(B_SUFFIX) else value for key, value in adapter.tensors.items()}
+    tensors = {key: factors.fold(value, factor) if key.endswith(adapter.form.scaled) else value for key, value in adapter.tensors.items()}
     return replace(adapter, tensors=tensors)
 
 
 def _no_dora(*adapters: AdapterFile) -> None:
     if any(adapter.uses_dora for adapter in adapters):
         raise AdapterError("DoRA magnitudes do not add up or scale", fix="bake the adapter into its base instead")
+    if any(adapter.form is OFT for adapter in adapters):
+        raise AdapterError("the turns of an OFT adapter do not add up or scale", fix="bake the adapter into its base instead")
 
 
 def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None = None, density: float = 0.5, seed: int = 0,
@@ -75,7 +79,8 @@ def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None
         raise AdapterError(f"no way of merging is called {method!r}", fix=f"one of {', '.join(METHODS)}")
     if len(parts) < 1 or not 0 < density <= 1 or (rank is not None and rank < 1):
         raise AdapterError("merging needs adapters, a density above 0 and at most 1, and a rank of at least 1")
-    notes = _check_together(parts)
+    parts = [replace(part, adapter=as_lora(part.adapter)) for part in parts]
+    notes = [*(note for part in parts for note in part.adapter.notes if "written out" in note), *_check_together(parts)]
     usual = max(max(part.adapter.ranks.values()) for part in parts)
     modules = sorted({module for part in parts for module in part.adapter.modules})
     result = Result(AdapterFile({}, family=parts[0].adapter.family), notes=notes)
@@ -194,6 +199,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
         raise AdapterError("a rank is at least 1, an energy above 0 and at most 1")
     _no_dora(adapter)
+    adapter = as_lora(adapter)
     tensors, errors = dict(adapter.tensors), {}
     with (progress or Progress()).phase("resizing", len(adapter.modules)) as advance:
         for module in adapter.modules:
@@ -226,6 +232,7 @@ class Comparison:
 
 def compare(left: AdapterFile, right: AdapterFile) -> Comparison:
     """How alike two adapters are, from their factors alone: <dW1, dW2> = sum((B1' B2) * (A1 A2'))."""
+    left, right = as_lora(left), as_lora(right)
     cosines: dict[str, float] = {}
     dots = left_squares = right_squares = 0.0
     for module in left.modules:

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_file import MAGNITUDE_SUFFIX, AdapterFile, peft_settings
-from finetune.adapters.lora import adapter_names, inject, lora_layers, remove, weight_shapes
+from finetune.adapters.adapter_file import AdapterFile, peft_settings
+from finetune.adapters.forms import OFT
+from finetune.adapters.layers import adapter_layers, form_in, held, layers_of, names_in, strength, unit_scale
+from finetune.adapters.lora import adapter_names, inject, remove, weight_shapes
+from finetune.adapters.lycoris import as_lora
+from finetune.adapters.weight_change import weight_change
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -29,11 +33,11 @@ def check_fit(adapter: AdapterFile, shapes: Mapping[str, tuple[int, ...]]) -> No
             fix="the adapter was made for another model, or for another size of it",
         )
     for module in adapter.modules:
-        a, b = adapter.pair(module)
-        shape = shapes[module]
-        if len(shape) == 4 and len(shape) != a.ndim and shape[2:] == (1, 1):
+        found, shape = adapter.layer_shape(module), shapes[module]
+        if len(shape) == 4 and len(shape) != len(found) and shape[2:] == (1, 1):
             shape = shape[:2]
-        found = (b.shape[0], *a.shape[1:])
+        if found[0] is None:
+            found = (shape[0], *found[1:])
         if found != shape:
             raise AdapterError(f"{module}: the adapter was made for a layer {_shown(found)}, the model's is {_shown(shape)}",
                                fix="the adapter was made for another model, or for another size of it")
@@ -54,19 +58,16 @@ def attach(model: nn.Module, adapter: AdapterFile, name: str, weight: float = 1.
 
     _check_weight(weight)
     check_fit(adapter, weight_shapes(model))
+    adapter = _beside_others(model, adapter)
     present = weights(model)
-    inject(model, peft_settings(adapter.tensors), name, trainable=False)
+    inject(model, peft_settings(adapter.tensors), name, form=adapter.form, trainable=False)
     try:
         placed = 0
         with torch.no_grad():
-            for module, layer in lora_layers(model):
-                if name not in layer.lora_A:
-                    continue
-                a, b = adapter.pair(module)
-                layer.lora_A[name].weight.copy_(a.reshape(layer.lora_A[name].weight.shape))
-                layer.lora_B[name].weight.copy_(b.reshape(layer.lora_B[name].weight.shape))
-                if adapter.uses_dora:
-                    layer.lora_magnitude_vector[name].weight.copy_(adapter.tensors[module + MAGNITUDE_SUFFIX])
+            for module, layer in layers_of(model, name):
+                parts = adapter.parts(module)
+                for suffix, parameter in held(layer, name).items():
+                    parameter.copy_(parts[suffix].reshape(parameter.shape))
                 placed += 1
         if placed != len(adapter.modules):
             raise AdapterError(f"only {placed} of {len(adapter.modules)} modules could be placed")
@@ -79,6 +80,19 @@ def attach(model: nn.Module, adapter: AdapterFile, name: str, weight: float = 1.
     return placed
 
 
+def _beside_others(model: nn.Module, adapter: AdapterFile) -> AdapterFile:
+    """The adapter as it can act beside those in the model, which all have one form: a LoHa or LoKr written out as LoRA
+    where LoRAs are there already. AdapterError where the two cannot meet."""
+    there = form_in(model)
+    if there is None or (there is adapter.form and there is not OFT):
+        return adapter
+    if OFT in (there, adapter.form):
+        raise AdapterError("an OFT adapter turns the base's weights and takes no other adapter beside it", fix="bake one of them into the base first")
+    if there.name != "lora":
+        raise AdapterError(f"a {adapter.form.title} cannot join a {there.title} in one model", fix=f"attach the LoRA first: the {there.title} is then written out as one")
+    return as_lora(adapter)
+
+
 def _check_weight(weight: float) -> None:
     if not math.isfinite(weight) or abs(weight) > 1000:
         raise AdapterError(f"a weight of {weight}", fix="weights are finite and usually between -2 and 2")
@@ -87,36 +101,40 @@ def _check_weight(weight: float) -> None:
 def weights(model: nn.Module) -> dict[str, float]:
     """Adapter name -> weight as set; {} for a model without adapters."""
     found: dict[str, float] = {}
-    for _, layer in lora_layers(model):
-        for name in layer.lora_A:
-            unit = layer.lora_alpha[name] / layer.r[name]
-            found.setdefault(name, layer.scaling[name] / unit if name in layer.active_adapters else 0.0)
+    for _, layer in adapter_layers(model):
+        for name in names_in(layer):
+            found.setdefault(name, strength(layer, name))
     return {name: found[name] for name in adapter_names(model) if name in found}
 
 
 def set_weights(model: nn.Module, chosen: Mapping[str, float]) -> None:
-    """Give the named adapters these strengths; adapters not named keep theirs. At 0 an adapter takes no part at all."""
+    """Give the named adapters these strengths; adapters not named keep theirs. At 0 an adapter takes no part at all.
+
+    AdapterError for an OFT at a strength that is neither 0 nor 1: half a turn is not half of anything that was trained.
+    """
     unknown = sorted(set(chosen) - set(adapter_names(model)))
     if unknown:
         raise AdapterError(f"the model carries no adapter called {unknown[0]!r}", fix=f"it has {', '.join(adapter_names(model)) or 'none'}")
     for weight in chosen.values():
         _check_weight(weight)
     wanted = {**weights(model), **chosen}
+    if form_in(model) is OFT and set(wanted.values()) - {0.0, 1.0}:
+        raise AdapterError(f"an OFT adapter at a weight of {max(wanted.values(), key=lambda weight: abs(weight - 1)):g}", fix="OFT acts whole or not at all: 1 or 0")
     active = [name for name, weight in wanted.items() if weight != 0]
-    for _, layer in lora_layers(model):
-        training = {name for name in layer.lora_A if layer.lora_A[name].weight.requires_grad}
-        for name, weight in wanted.items():
-            layer.set_scale(name, weight)
+    for _, layer in adapter_layers(model):
+        training = [parameter for name in names_in(layer) for parameter in held(layer, name).values() if parameter.requires_grad]
+        if hasattr(layer, "scaling"):
+            for name, weight in wanted.items():
+                layer.set_scale(name, weight)
         layer.set_adapter(active, inference_mode=True)
-        for name in training:
-            layer.lora_A[name].weight.requires_grad_(True)
-            layer.lora_B[name].weight.requires_grad_(True)
+        for parameter in training:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
 def bypassed(model: nn.Module) -> Iterator[None]:
     """Inside the block the model computes what its base computes, bit for bit; adapters and gradients stay as they are."""
-    layers = [layer for _, layer in lora_layers(model)]
+    layers = [layer for _, layer in adapter_layers(model)]
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -147,7 +165,7 @@ def bake(model: nn.Module, chosen: Mapping[str, float] | None = None) -> int:
     unknown = sorted(set(wanted) - set(adapter_names(model)))
     if unknown:
         raise AdapterError(f"the model carries no adapter called {unknown[0]!r}")
-    layers = lora_layers(model)
+    layers = adapter_layers(model)
     for module, layer in layers:
         base = layer.get_base_layer()
         if type(base).__name__ in QUANTISED_LAYERS or not base.weight.dtype.is_floating_point or base.weight.dtype.itemsize < 2:
@@ -166,25 +184,8 @@ def _baked_weight(layer: Any, wanted: Mapping[str, float]) -> Tensor:
     """The layer's weight with the wanted adapters in it, in the weight's own dtype."""
     weight = layer.get_base_layer().weight.detach()
     result = weight.float()
-    for name, strength in wanted.items():
-        if name not in layer.lora_A or strength == 0:
-            continue
-        update = delta(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), strength * layer.lora_alpha[name] / layer.r[name])
-        if name in layer.lora_magnitude_vector:
-            update = dora_delta(weight, update, layer.lora_magnitude_vector[name].weight.detach())
-        result = result + update.reshape(result.shape)
+    for name, wanted_strength in wanted.items():
+        if name in names_in(layer) and wanted_strength != 0:
+            parts = {suffix: parameter.detach() for suffix, parameter in held(layer, name).items()}
+            result = result + weight_change(parts, weight, wanted_strength * unit_scale(layer, name))
     return result.to(weight.dtype)
-
-
-def delta(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * B @ A in float32, in the shape of the layer's weight: (out, in) or (out, in, kh, kw)."""
-    product = b.float().flatten(1) @ a.float().flatten(1)
-    return (product * scale).reshape(b.shape[0], *a.shape[1:])
-
-
-def dora_delta(weight: Tensor, update: Tensor, magnitude: Tensor) -> Tensor:
-    """What DoRA adds to `weight` (out, in): m * (W + dW) / |W + dW| - W, the norm taken per output row.
-    Formula: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (2024), eq. 5."""
-    total = weight.float() + update
-    norm = total.flatten(1).norm(dim=1).reshape(-1, *[1] * (total.ndim - 1))
-    return magnitude.float().reshape(norm.shape) / norm * total - weight.float()

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.progress import Progress
-from finetune.adapters.adapter_file import MAGNITUDE_SUFFIX
 from finetune.adapters.arithmetic import Weighted
-from finetune.adapters.attach import check_fit, delta, dora_delta
+from finetune.adapters.attach import check_fit
 from finetune.adapters.base_weights import BaseWeights
+from finetune.adapters.forms import OFT
 from finetune.adapters.tensor_files import TensorFile, write_tensors
+from finetune.adapters.weight_change import weight_change
 from finetune.errors import AdapterError, BaseModelError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def bake_folder(base: Path, out: Path, adapters: Sequence[Weighted], *, componen
                                fix="take the base in bf16 or fp32, bake, and quantise the result")
         for part in adapters:
             check_fit(part.adapter, weights.layer_shapes)
+        _check_turning(adapters)
         _check_room(base, out)
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         try:
@@ -59,6 +61,12 @@ def bake_folder(base: Path, out: Path, adapters: Sequence[Weighted], *, componen
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return changed
+
+
+def _check_turning(adapters: Sequence[Weighted]) -> None:
+    for part in adapters:
+        if part.adapter.form is OFT and (len(adapters) > 1 or part.weight != 1):
+            raise AdapterError("an OFT adapter turns the base's weights: it is baked alone and at a weight of 1", fix="bake one after the other")
 
 
 def _check_room(base: Path, out: Path) -> None:
@@ -109,12 +117,8 @@ def baked_tensor(weight: Tensor, module: str, adapters: Sequence[Weighted]) -> T
 
     result = weight.float()
     for part in adapters:
-        if module not in part.adapter.ranks:
-            continue
-        update = delta(*part.adapter.pair(module), part.weight).reshape(weight.shape)
-        if part.adapter.uses_dora:
-            update = dora_delta(weight, update, part.adapter.tensors[module + MAGNITUDE_SUFFIX])
-        result = result + update
+        if tensors := part.adapter.parts(module):
+            result = result + weight_change(tensors, weight, part.weight)
     baked = result.to(weight.dtype)
     if not torch.isfinite(baked).all():
         raise AdapterError(f"{module}: base and adapter together are not finite in {str(weight.dtype).removeprefix('torch.')}")

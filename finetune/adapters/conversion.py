@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune.adapters import factors, lycoris
-from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX
+from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LORA, MAGNITUDE_SUFFIX, OFT, check_parts, form_of, rank_of
 from finetune.adapters.foreign_scales import ForeignSettings, alpha_value, checked_scale
 from finetune.adapters.keys import EQUAL, INPUT, KeyMap, Place, Rule, rename
 from finetune.adapters.layouts import TRANSFORMER, Detection
@@ -77,6 +77,43 @@ def to_canonical(detection: Detection, entries: Mapping[str, Entry], read: Calla
     return work
 
 
+def own_form(detection: Detection, entries: Mapping[str, Entry], read: Callable[[str], Tensor], settings: Mapping[str, ForeignSettings],
+             where: str) -> Conversion | None:
+    """The tensors of a LoHa, LoKr or OFT of peft's usual build as they are, only the scale folded in; None for everything
+    else, which becomes LoRA pairs. AdapterError for an OFT of another build, which has no such pairs."""
+    if detection.layout != "peft" or {part for part, _ in detection.groups} != {TRANSFORMER}:
+        return None
+    work, said = Conversion(where, read, entries, notes=list(settings[TRANSFORMER].notes)), settings[TRANSFORMER]
+    for (part, stem), roles in detection.groups.items():
+        suffixes = {".oft_R.weight" if role == "oft_R" else f".{role}": key for role, key in roles.items()}
+        form = form_of(suffixes)
+        if form is OFT and said.variant:
+            raise AdapterError(f"an OFT adapter with {said.variant} in its settings", where=where, fix="only peft's usual build is read; bake it with the tool that made it")
+        place = detection.places[part, stem]
+        if form is LORA or not suffixes.keys() <= set(form.suffixes) or said.variant or (place and place.modules != (stem,)):
+            return None
+        for key in roles.values():
+            _check_entry(work, key)
+        tensors = {suffix: read(key) for suffix, key in suffixes.items()}
+        check_parts(form, stem, tensors, where)
+        scale = said.scale(stem, rank_of(form, tensors), where) if form.scaled and not _full(tensors) else _said_scale(said, stem, where) if form.scaled else 1.0
+        for suffix, tensor in tensors.items():
+            work.add(part, stem, suffix, factors.fold(tensor, scale) if suffix == form.scaled else tensor)
+        if scale != 1.0:
+            work.scales[stem] = scale
+    return work
+
+
+def _full(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether both factors of a LoKr are whole, so that they do not tell the rank."""
+    return ".lokr_w2" in tensors
+
+
+def _said_scale(settings: ForeignSettings, module: str, where: str) -> float:
+    """alpha / rank as the settings alone have it."""
+    return settings.scale(module, settings.said_rank(module) or 1, where)
+
+
 def _source_pair(work: Conversion, stem: str, roles: Mapping[str, str], settings: ForeignSettings, module: str) -> SourcePair | None:
     """One module's tensors as a plain pair; None when it holds nothing but zeros that change nothing."""
     if "bias" in roles:
@@ -95,10 +132,15 @@ def _source_pair(work: Conversion, stem: str, roles: Mapping[str, str], settings
         checked_scale(alpha, max(alpha, 1.0), stem, work.where)
     magnitude = _magnitude(work, roles, stem)
     foreign = {role: key for role, key in roles.items() if role not in LORA_ROLES}
+    if "oft_R" in foreign:
+        raise AdapterError(f"{stem}: an OFT outside of a PEFT folder with the model's own layer names, which needs the base weights", where=work.where,
+                           fix="bake it with the tool that made it")
     if foreign:
         tensors = {role: work.read(key) for role, key in foreign.items()}
         build = lycoris.lokr_pair if any(role.startswith("lokr") for role in foreign) else lycoris.loha_pair
         a, b, scale = build(tensors, alpha, stem, work.where)
+        if alpha is None and settings.alpha is not None:
+            scale = _said_scale(settings, module, work.where)
         work.notes.append(f"{stem}: {'LoKr' if build is lycoris.lokr_pair else 'LoHa'} written out as LoRA, rank {a.shape[0]}")
         return SourcePair(a, b, scale, magnitude)
     for role in ("A", "B"):

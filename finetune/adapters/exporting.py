@@ -6,35 +6,29 @@ adapted apart, the rank grows; the report says by how much, and a smaller rank c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.atomic_files import write_text
 from finetune.adapters import factors
-from finetune.adapters.adapter_file import (
-    A_SUFFIX,
-    B_SUFFIX,
-    FILE_NAME,
-    MAGNITUDE_SUFFIX,
-    AdapterFile,
-    peft_settings,
-    read_adapter,
-    write_adapter,
-)
+from finetune.adapters.adapter_file import FILE_NAME, PEFT_CONFIG, PEFT_FILE, AdapterFile, peft_config_text, read_adapter, write_adapter
+from finetune.adapters.arithmetic import resize
+from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LORA, MAGNITUDE_SUFFIX, OFT, PEFT_PREFIX
 from finetune.adapters.keys import CANONICAL, EQUAL, INPUT, KeyMap, Place
 from finetune.adapters.layouts import OFFICIAL_LAYOUTS
-from finetune.adapters.strict_reading import PEFT_CONFIG, PEFT_FILE
+from finetune.adapters.lycoris import as_lora
 from finetune.adapters.tensor_files import dtype_name, write_tensors
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYOUTS = ("diffusers", "peft", "kohya", "comfy", "onetrainer", *OFFICIAL_LAYOUTS)
+LAYOUTS = ("diffusers", "peft", "kohya", "comfy", "onetrainer", "lycoris", *OFFICIAL_LAYOUTS)
 FOLDERS = ("peft", *OFFICIAL_LAYOUTS)
+LYCORIS_PREFIX = "lycoris_"
+FLAT_PREFIX = {"kohya": "lora_unet_", "onetrainer": "lora_transformer_", "lycoris": LYCORIS_PREFIX}
 ENCODER_PREFIX = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}
 
 
@@ -72,12 +66,13 @@ def export(adapter: AdapterFile, layout: str, path: Path | str, key_map: KeyMap 
     naming = key_map.layouts.get(layout, CANONICAL) if key_map else CANONICAL
     if layout in OFFICIAL_LAYOUTS and naming == CANONICAL:
         raise AdapterError(f"{key_map.family if key_map else 'a family that was not recognised'} has no official {layout.title()} layout")
-    if layout in ("kohya", "comfy") and key_map is None:
+    if layout in ("kohya", "comfy", "lycoris") and key_map is None:
         raise AdapterError(f"the {layout} layout needs the family's name table", fix="say which family the adapter belongs to with --family")
-    if layout == "diffusers":
-        write_adapter(path, adapter)
-        return Export(path, len(adapter.tensors))
     result = Export(path)
+    if adapter.form is not LORA and layout not in ("peft", "lycoris"):
+        adapter = _as_lora_of_rank(adapter, layout, rank, result)
+    if layout == "diffusers" or adapter.form is not LORA:
+        return _write_own_form(path, layout, adapter, key_map, result)
     modules = _foreign_modules(adapter, naming, key_map, shapes or {}, rank, result)
     if layout in FOLDERS:
         _write_peft(path, adapter, modules, result)
@@ -85,6 +80,50 @@ def export(adapter: AdapterFile, layout: str, path: Path | str, key_map: KeyMap 
         _write_flat(path, layout, adapter, modules, result)
     _prove(adapter, path, key_map, result)
     return result
+
+
+def _as_lora_of_rank(adapter: AdapterFile, layout: str, rank: int | None, result: Export) -> AdapterFile:
+    """A LoHa or LoKr for a layout of LoRAs: only where a rank is asked for, since the exact one is large."""
+    written = as_lora(adapter)
+    if rank is None:
+        raise AdapterError(f"the {layout} layout cannot hold a {adapter.form.title}", where=str(result.path),
+                           fix=f"take the layout peft or lycoris; or --rank N writes it out as a LoRA, exactly from rank {max(written.ranks.values())} on")
+    cut = resize(written, rank=rank)
+    result.errors |= cut.errors
+    return cut.adapter
+
+
+def _write_own_form(path: Path, layout: str, adapter: AdapterFile, key_map: KeyMap | None, result: Export) -> Export:
+    """The canonical file, and the two layouts of LoHa, LoKr and OFT: PEFT's folder, and LyCORIS names, which have no OFT."""
+    import torch
+
+    if layout == "diffusers":
+        write_adapter(path, adapter)
+    elif layout == "peft":
+        _check_place(path, folder=True)
+        write_adapter(path / PEFT_FILE, adapter)
+    elif adapter.form is OFT:
+        raise AdapterError("the lycoris layout cannot hold peft's OFT", where=str(path), fix="take the layout peft, or bake the adapter into its base")
+    else:
+        _check_place(path, folder=False)
+        stems = {module: LYCORIS_PREFIX + module.replace(".", "_") for module in adapter.modules}
+        tensors = {stems[module] + suffix: tensor for module in adapter.modules for suffix, tensor in adapter.parts(module).items()}
+        tensors |= {stems[module] + ".alpha": torch.tensor(float(rank)) for module, rank in adapter.ranks.items()}
+        _write(path, tensors, {**_own_metadata(adapter), "format": "pt", "ss_network_module": "lycoris.kohya"}, result)
+        _prove(as_lora(adapter), path, key_map, result)
+    if layout != "lycoris":
+        result.keys = len(adapter.tensors)
+        again = read_adapter(path)
+        if {key: tensor.shape for key, tensor in again.tensors.items()} != {key: tensor.shape for key, tensor in adapter.tensors.items()}:
+            raise AdapterError("what was written does not come back", where=str(path))
+    return result
+
+
+def _check_place(path: Path, folder: bool) -> None:
+    if folder and path.suffix == ".safetensors":
+        raise AdapterError("this layout is a folder, not a file", where=str(path))
+    if not folder and path.suffix != ".safetensors":
+        raise AdapterError("this layout is one file, whose name ends in .safetensors", where=str(path))
 
 
 def _foreign_modules(adapter: AdapterFile, naming: str, key_map: KeyMap | None, shapes: Mapping[str, tuple[int, ...]],
@@ -144,16 +183,14 @@ def _part_rows(place: Place, parts: list[tuple[Tensor, Tensor] | None], shapes: 
 def _write_peft(path: Path, adapter: AdapterFile, modules: Mapping[str, FusedPair], result: Export) -> None:
     if adapter.text_encoders:
         raise AdapterError("a PEFT folder holds one model; this adapter also trains a text encoder", fix="use the diffusers or kohya layout")
-    if path.suffix == ".safetensors":
-        raise AdapterError("this layout is a folder, not a file", where=str(path))
+    _check_place(path, folder=True)
     canonical: dict[str, Tensor] = {}
     for module, pair in modules.items():
         canonical |= {module + A_SUFFIX: pair.a, module + B_SUFFIX: pair.b}
         if pair.magnitude is not None:
             canonical[module + MAGNITUDE_SUFFIX] = pair.magnitude
-    tensors = {f"base_model.model.{key}": value for key, value in canonical.items()}
-    settings = {"peft_type": "LORA", "base_model_name_or_path": adapter.provenance.get("base"), "inference_mode": True, **peft_settings(canonical)}
-    write_text(path / PEFT_CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    tensors = {PEFT_PREFIX + key: value for key, value in canonical.items()}
+    write_text(path / PEFT_CONFIG, peft_config_text(replace(adapter, tensors=canonical)))
     _write(path / PEFT_FILE, tensors, {**_own_metadata(adapter), "format": "pt"}, result)
 
 
@@ -165,12 +202,11 @@ def _own_metadata(adapter: AdapterFile) -> dict[str, str]:
 def _write_flat(path: Path, layout: str, adapter: AdapterFile, modules: Mapping[str, FusedPair], result: Export) -> None:
     import torch
 
-    if path.suffix != ".safetensors":
-        raise AdapterError("this layout is one file, whose name ends in .safetensors", where=str(path))
+    _check_place(path, folder=False)
     dotted = layout == "comfy"
     tensors: dict[str, Tensor] = {}
     for module, pair in modules.items():
-        stem = f"diffusion_model.{module}" if dotted else ("lora_unet_" if layout == "kohya" else "lora_transformer_") + module.replace(".", "_")
+        stem = f"diffusion_model.{module}" if dotted else FLAT_PREFIX[layout] + module.replace(".", "_")
         tensors |= _flat_pair(stem, pair, dotted)
     for part, values in adapter.text_encoders.items():
         encoder = AdapterFile(values)

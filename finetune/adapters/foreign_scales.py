@@ -19,6 +19,11 @@ from finetune.errors import AdapterError
 
 MOST_SCALE = 1000.0
 SETTINGS_BYTES = 1 << 20
+# Settings of peft's LoHa, LoKr and OFT that change what their tensors mean, and the values of the usual build.
+USUAL_BUILD = {
+    "decompose_both": False, "decompose_factor": -1, "use_effective_conv2d": False,
+    "coft": False, "block_share": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5,
+}
 IGNORED_WITH_A_WORD = (
     "modules_to_save", "trainable_token_indices", "layer_replication", "megatron_config", "loftq_config",
     "eva_config", "corda_config", "alora_invocation_tokens",
@@ -27,21 +32,27 @@ IGNORED_WITH_A_WORD = (
 
 @dataclass(frozen=True)
 class ForeignSettings:
-    """What a file says about strength besides its tensors. Patterns are literal module names, never expressions."""
+    """What a file says about strength besides its tensors. Patterns are literal module names, never expressions.
+    variant: the setting by which a LoHa, LoKr or OFT is not of the usual build, if there is one."""
 
     rank: int | None = None
     alpha: float | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    variant: str | None = None
     notes: tuple[str, ...] = ()
+
+    def said_rank(self, module: str) -> int | None:
+        """The rank that the settings name for a module."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
 
     def scale(self, module: str, rank: int, where: str) -> float:
         """alpha / rank of one module (alpha / sqrt(rank) for rsLoRA), the tensors' rank deciding. Raises AdapterError."""
         if self.alpha is None and not self.alpha_pattern:
             return 1.0
         alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
-        said = _by_pattern(self.rank_pattern, module, self.rank)
+        said = self.said_rank(module)
         if alpha is None:
             return 1.0
         if said is not None and said != rank:
@@ -91,7 +102,7 @@ def peft_folder_settings(config: Path, where: str) -> ForeignSettings:
     except ValueError as problem:
         raise AdapterError(f"adapter_config.json: {problem}", where=where) from None
     kind = raw.get("peft_type", "LORA")
-    if kind not in ("LORA", "LOKR", "LOHA"):
+    if kind not in ("LORA", "LOKR", "LOHA", "OFT"):
         raise AdapterError(f"a PEFT adapter of the kind {ascii(kind)[:40]}, not a LoRA", where=where)
     return settings_from(raw, where)
 
@@ -119,13 +130,14 @@ def settings_from(raw: Mapping[str, Any], where: str) -> ForeignSettings:
     for key in ("fan_in_fan_out", "lora_bias"):
         if raw.get(key):
             notes.append(f"{key} in the settings was ignored; the tensors' shapes decide")
-    rank = _number(raw.get("r"), "r", where)
+    rank = None if raw.get("peft_type") == "OFT" else _number(raw.get("r"), "r", where)  # OFT counts blocks, not ranks
     return ForeignSettings(
         rank=None if rank is None else int(rank),
-        alpha=_number(raw.get("lora_alpha"), "lora_alpha", where),
+        alpha=_number(raw.get("lora_alpha", raw.get("alpha")), "lora_alpha", where),
         rank_pattern={key: int(value) for key, value in _pattern(raw.get("rank_pattern"), "rank_pattern", where, notes).items()},
         alpha_pattern=_pattern(raw.get("alpha_pattern"), "alpha_pattern", where, notes),
         rslora=raw.get("use_rslora") is True,
+        variant=next((key for key, usual in USUAL_BUILD.items() if raw.get(key, usual) != usual), None),
         notes=tuple(notes),
     )
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.arithmetic import inner
+from finetune.adapters.forms import OFT
+from finetune.adapters.lycoris import as_lora
 from finetune.adapters.strict_reading import locate, recognise
 from finetune.adapters.tensor_files import TensorFile
+from finetune.adapters.weight_change import rotations
 
 if TYPE_CHECKING:
     from finetune.adapters.keys import KeyMap
@@ -35,7 +38,8 @@ def inspect_adapter(path: Path | str, key_maps: Mapping[str, KeyMap], family: st
     provenance = {key: shown(value) for key, value in adapter.provenance.items()}
     return {
         "path": str(file), "bytes": file.stat().st_size, "tensors": tensors, "dtypes": dict(dtypes),
-        "family": adapter.family, "may_also_be": list(detection.alternatives), "layout": adapter.layout, "dora": adapter.uses_dora,
+        "family": adapter.family, "may_also_be": list(detection.alternatives), "layout": adapter.layout,
+        "form": adapter.form.title, "dora": adapter.uses_dora,
         "modules": modules, "ranks": dict(Counter(row["rank"] for row in modules)), "text_encoders": {name: len(adapter.part(name).modules) for name in adapter.text_encoders},
         "norm": math.sqrt(sum(row["norm"] ** 2 for row in modules)),
         "dead": [row["name"] for row in modules if row["state"] == "dead"], "exploding": [row["name"] for row in modules if row["state"] == "exploding"],
@@ -46,8 +50,9 @@ def inspect_adapter(path: Path | str, key_maps: Mapping[str, KeyMap], family: st
 
 
 def module_rows(adapter: AdapterFile) -> list[dict[str, Any]]:
-    """name, rank, alpha (as the file had it), Frobenius norm of delta W and state ("ok", "dead", "exploding") of each module."""
-    norms = {module: math.sqrt(max(0.0, inner(adapter.pair(module), adapter.pair(module)))) for module in adapter.modules}
+    """name, rank, alpha (as the file had it), Frobenius norm of delta W (of OFT: of R - I) and state ("ok", "dead",
+    "exploding") of each module."""
+    norms = _norms(adapter)
     middle = statistics.median(norms.values()) if norms else 0.0
     rows = []
     for module, rank in adapter.ranks.items():
@@ -55,6 +60,16 @@ def module_rows(adapter: AdapterFile) -> list[dict[str, Any]]:
         state = "dead" if norm == 0 else "exploding" if norm > EXPLODING * middle > 0 else "ok"
         rows.append({"name": module, "rank": rank, "alpha": rank * adapter.scales.get(module, 1.0), "norm": norm, "state": state})
     return rows
+
+
+def _norms(adapter: AdapterFile) -> dict[str, float]:
+    if adapter.form is OFT:
+        import torch
+
+        turns = {module: rotations(adapter.parts(module)[".oft_R.weight"]) for module in adapter.modules}
+        return {module: float((turn - torch.eye(turn.shape[-1])).norm()) for module, turn in turns.items()}
+    pairs = as_lora(adapter)
+    return {module: math.sqrt(max(0.0, inner(pairs.pair(module), pairs.pair(module)))) for module in adapter.modules}
 
 
 def _said(adapter: AdapterFile, key: str) -> str | None:

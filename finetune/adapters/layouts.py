@@ -52,6 +52,7 @@ ROLES = (
     (r"\.lora_magnitude_vector(?:\.(?P<name>[a-z][A-Za-z0-9_-]*?))?(?:\.weight)?", "magnitude"),
     (r"\.(?P<factor>lokr_(?:w1|w2|w1_a|w1_b|w2_a|w2_b|t2))(?:\.weight)?", "factor"),
     (r"\.(?P<factor>hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2))(?:\.weight)?", "factor"),
+    (r"\.(?P<factor>oft_R)(?:\.weight)?", "factor"),
     (r"\.diff_b", "bias"),
     (r"\.b_norm", "bias"),
 )

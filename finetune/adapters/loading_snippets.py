@@ -12,7 +12,8 @@ LOADERS = ("pipeline", "transformer", "peft")
 class SnippetFacts:
     """repo: the Hub repository.  file: its weight file.  base: Hub id or path for from_pretrained.  prompt: an example.
     ranks: module -> rank.  loader: "pipeline" where it has load_lora_weights, "transformer" where only the model can
-    load adapters, "peft" where neither can.  call: further arguments of the pipeline's call."""
+    load adapters, "peft" where neither can.  call: further arguments of the pipeline's call.
+    dora: whether it has magnitudes.  folder: whether it is a PEFT folder, which peft loads whatever the loader is."""
 
     repo: str
     file: str
@@ -21,6 +22,8 @@ class SnippetFacts:
     ranks: dict[str, int]
     loader: str
     call: dict[str, Any]
+    dora: bool = False
+    folder: bool = False
 
 
 def loading_snippet(facts: SnippetFacts) -> str:
@@ -31,7 +34,10 @@ def loading_snippet(facts: SnippetFacts) -> str:
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         f'pipeline = DiffusionPipeline.from_pretrained({facts.base!r}, torch_dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)',
     ]
-    if facts.loader == "pipeline":
+    if facts.folder:
+        imports.append("from peft import PeftModel")
+        load = [f"PeftModel.from_pretrained(pipeline.transformer, {facts.repo!r})"]
+    elif facts.loader == "pipeline":
         load = [f"pipeline.load_lora_weights({facts.repo!r}, weight_name={facts.file!r})"]
     elif facts.loader == "transformer":
         load = [f'pipeline.transformer.load_lora_adapter({facts.repo!r}, weight_name={facts.file!r}, prefix="transformer")']
@@ -40,7 +46,7 @@ def loading_snippet(facts: SnippetFacts) -> str:
         load = [
             f'weights = {{key.removeprefix("transformer."): value for key, value in load_file(hf_hub_download({facts.repo!r}, {facts.file!r})).items()}}',
             'ranks = {key.removesuffix(".lora_A.weight"): len(value) for key, value in weights.items() if key.endswith(".lora_A.weight")}',
-            *_configuration(facts.ranks),
+            *_configuration(facts.ranks, ", use_dora=True" if facts.dora else ""),
             "inject_adapter_in_model(config, pipeline.transformer)",
             "set_peft_model_state_dict(pipeline.transformer, weights)",
         ]
@@ -48,9 +54,9 @@ def loading_snippet(facts: SnippetFacts) -> str:
     return "\n".join([*imports, "", *start, *load, *end]) + "\n"
 
 
-def _configuration(ranks: dict[str, int]) -> list[str]:
+def _configuration(ranks: dict[str, int], more: str) -> list[str]:
     """The adapter's configuration; ranks are spelled out only where they differ, anchored since peft matches suffixes."""
     if len(set(ranks.values())) == 1:
-        return ["rank = max(ranks.values())", "config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks))"]
+        return ["rank = max(ranks.values())", f"config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks){more})"]
     return ['exact = {f"^{module}$": rank for module, rank in ranks.items()}',
-            "config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=exact, alpha_pattern=exact)"]
+            f"config = LoraConfig(r=1, lora_alpha=1, target_modules=list(ranks), rank_pattern=exact, alpha_pattern=exact{more})"]

@@ -12,7 +12,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_file import A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX, AdapterFile, peft_settings
+from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LORA, Form, form_of, peft_config
+from finetune.adapters.layers import adapter_layers, held, layers_of, names_in, unit_scale
 from finetune.errors import AdapterError
 from finetune.randomness import generator
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 NAME_RULE = re.compile(r"[a-z][a-z0-9_-]{2,63}")
 INITIAL_A = "lora init"
+# What an adapter started from, where that is not the base itself (PiSSA): a frozen adapter of this name beside it.
+START = "-start"
 
 # Names of the base's own parameters that asked for gradients before the first injection, to be given back on detach.
 _trainable_before: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
@@ -31,13 +35,6 @@ def check_name(name: str) -> None:
     """Adapter names become attribute names inside peft's layers; some would collide with its own. Raises AdapterError."""
     if not NAME_RULE.fullmatch(name) or name in "lora_":
         raise AdapterError(f"{name!r} cannot be an adapter's name", fix="use 3 to 64 of a-z, 0-9, _ and -, beginning with a letter")
-
-
-def lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """(module name, peft layer) of every layer that carries an adapter, in the model's order."""
-    from peft.tuners.lora.layer import LoraLayer
-
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -84,30 +81,41 @@ def inject_lora(model: nn.Module, targets: str | Sequence[str], rank: int, alpha
     """Freeze the base and add trainable LoRA to the layers that `targets` means; return their names in order.
 
     alpha: the scale is alpha / rank; None means rank.  A is uniform in +-1/sqrt(fan in) as in peft, drawn from `seed`
-    and the layer's position; B is zero, so that training starts at the base. Both are float32.
+    and the layer's position; B is zero, so that training starts at the base. Both are float32. (Other kinds of adapter,
+    and ranks by module: `kinds.inject_adapter`.)
     """
-    import torch
-
     modules = match_targets(model, targets)
     settings = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": modules, "bias": "none"}
     inject(model, settings, name, dropout=dropout, trainable=True)
-    for index, (_, layer) in enumerate(_layers_of(model, name)):
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        bound = a[0].numel() ** -0.5
-        drawn = torch.rand(a.shape, generator=generator(seed, INITIAL_A, index=index)) * (2 * bound) - bound
-        with torch.no_grad():
-            a.copy_(drawn)
-            b.zero_()
+    draw_start(model, name, seed)
     return modules
 
 
-def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, dropout: float = 0.0, trainable: bool) -> None:
+def draw_start(model: nn.Module, name: str, seed: int) -> None:
+    """Give the tensors of an adapter their first values, by `seed` and the layer's position: one is zero, so that training
+    starts at the base; the others are uniform in +-1/sqrt(fan in), as in peft."""
+    import torch
+
+    for index, (_, layer) in enumerate(layers_of(model, name)):
+        parts = held(layer, name)
+        zero = form_of(parts).zero
+        for suffix, parameter in parts.items():
+            with torch.no_grad():
+                if suffix == zero:
+                    parameter.zero_()
+                elif parameter.ndim > 1:
+                    purpose = INITIAL_A if suffix == A_SUFFIX else f"adapter init {suffix}"
+                    bound = parameter[0].numel() ** -0.5
+                    parameter.copy_(torch.rand(parameter.shape, generator=generator(seed, purpose, index=index)) * (2 * bound) - bound)
+
+
+def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, form: Form = LORA, dropout: float = 0.0, trainable: bool) -> None:
     """Wrap the layers of peft `settings` for the adapter `name`; its tensors are float32 and hold no values yet.
 
     The first adapter freezes the base. Draws nothing from torch's global generator. Raises AdapterError.
     """
     import torch
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     check_name(name)
     if name in adapter_names(model):
@@ -115,18 +123,17 @@ def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, dropout:
     if not adapter_names(model):
         _trainable_before[model] = frozenset(key for key, value in model.named_parameters() if value.requires_grad)
         model.requires_grad_(False)
-    config = LoraConfig(**settings, lora_dropout=dropout, init_lora_weights=False)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _QuantisedFlags(model):
             warnings.simplefilter("ignore")
-            inject_adapter_in_model(config, model, adapter_name=name)
+            inject_adapter_in_model(peft_config(form, settings, dropout), model, adapter_name=name)
     except ValueError as problem:
         remove(model, name)
-        raise AdapterError(f"peft cannot put LoRA there: {problem}") from None
-    for _, layer in _layers_of(model, name):
-        for factor in (layer.lora_A[name], layer.lora_B[name]):
-            factor.weight.data = factor.weight.data.float()
-            factor.weight.requires_grad_(trainable)
+        raise AdapterError(f"peft cannot put {form.title} there: {problem}") from None
+    for _, layer in layers_of(model, name):
+        for parameter in held(layer, name).values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(trainable)
 
 
 class _QuantisedFlags:
@@ -147,35 +154,30 @@ class _QuantisedFlags:
             delattr(self.model, flag)
 
 
-def _layers_of(model: nn.Module, name: str) -> list[tuple[str, Any]]:
-    return [(module, layer) for module, layer in lora_layers(model) if name in layer.lora_A]
-
-
 def lora_parameters(model: nn.Module, name: str = "default") -> list[tuple[str, torch.nn.Parameter]]:
     """(`<module>.lora_A.weight`, parameter), A before B, in the model's order: what an optimizer trains and what a
-    checkpoint keeps bit for bit. The scale alpha / rank is not in them."""
-    found = []
-    for module, layer in _layers_of(model, name):
-        found.append((module + A_SUFFIX, layer.lora_A[name].weight))
-        found.append((module + B_SUFFIX, layer.lora_B[name].weight))
-    return found
+    checkpoint keeps bit for bit. The scale alpha / rank is not in them. Of other forms, their own tensors."""
+    return [(module + suffix, parameter) for module, layer in layers_of(model, name) for suffix, parameter in held(layer, name).items()]
 
 
 def collect_lora(model: nn.Module, name: str = "default") -> AdapterFile:
-    """The adapter as a file holds it: float32 on the CPU, the scale alpha / rank folded into B."""
+    """The adapter as a file holds it: float32 on the CPU, the scale alpha / rank folded into B. An adapter that did not
+    start at the base becomes the difference to its start, at the sum of both ranks."""
     tensors: dict[str, Tensor] = {}
-    for module, layer in _layers_of(model, name):
-        tensors[module + A_SUFFIX] = layer.lora_A[name].weight.detach().cpu().clone()
-        tensors[module + B_SUFFIX] = layer.lora_B[name].weight.detach().cpu() * _trained_scale(layer, name)
-        if name in layer.lora_magnitude_vector:
-            tensors[module + MAGNITUDE_SUFFIX] = layer.lora_magnitude_vector[name].weight.detach().cpu().clone()
+    for module, layer in layers_of(model, name):
+        parts = held(layer, name)
+        scaled = form_of(parts).scaled
+        for suffix, parameter in parts.items():
+            value = parameter.detach().cpu()
+            tensors[module + suffix] = value * unit_scale(layer, name) if suffix == scaled else value.clone()
     if not tensors:
         raise AdapterError(f"the model carries no adapter called {name!r}")
+    if name + START in adapter_names(model):
+        import torch
+
+        start = collect_lora(model, name + START).tensors
+        tensors = {key: torch.cat([value, start[key]], dim=1 if key.endswith(B_SUFFIX) else 0) for key, value in tensors.items()}
     return AdapterFile(tensors)
-
-
-def _trained_scale(layer: Any, name: str) -> float:
-    return layer.lora_alpha[name] / layer.r[name]
 
 
 def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> None:
@@ -186,7 +188,7 @@ def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> 
     """
     import torch
 
-    layers = dict(_layers_of(model, name))
+    layers = dict(layers_of(model, name))
     if set(layers) != set(adapter.modules):
         odd = sorted(set(layers) ^ set(adapter.modules))
         raise AdapterError(f"{len(odd)} modules are only in the {'model' if odd[0] in layers else 'adapter'}, first {odd[0]}")
@@ -198,16 +200,16 @@ def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> 
         for module, layer in layers.items():
             a, b = adapter.pair(module)
             layer.lora_A[name].weight.copy_(a)
-            layer.lora_B[name].weight.copy_(b.float() / _trained_scale(layer, name))
+            layer.lora_B[name].weight.copy_(b.float() / unit_scale(layer, name))
 
 
 def remove(model: nn.Module, name: str | None = None) -> None:
     """Take the adapter `name` off, or all of them; after the last one every layer is the original object again."""
-    for module, layer in lora_layers(model):
-        if name is None or set(layer.lora_A) <= {name}:
+    for module, layer in adapter_layers(model):
+        if name is None or set(names_in(layer)) <= {name}:
             parent, _, child = module.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        elif name in layer.lora_A:
+        elif name in names_in(layer):
             layer.set_adapter([other for other in layer.active_adapters if other != name], inference_mode=True)
             layer.delete_adapter(name)
     if name is not None:

@@ -7,14 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LOHA, LORA, OFT
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RANK_TOLERANCE = 1e-7
+
+
+def as_lora(adapter: AdapterFile) -> AdapterFile:
+    """A LoHa or LoKr written out as LoRA, exactly (the rank grows, as a note says); a LoRA as it is. AdapterError for OFT."""
+    if adapter.form is LORA:
+        return adapter
+    if adapter.form is OFT:
+        raise AdapterError("an OFT adapter turns the base's weights and has no low-rank form", fix="bake it into its base with `brushwork adapter bake`")
+    build, tensors = loha_pair if adapter.form is LOHA else lokr_pair, {}
+    for module in adapter.modules:
+        factors = {suffix[1:]: tensor for suffix, tensor in adapter.parts(module).items()}
+        tensors[module + A_SUFFIX], tensors[module + B_SUFFIX], _ = build(factors, None, module, module)
+    written = replace(adapter, tensors=tensors)
+    note = f"{adapter.form.title} written out as LoRA, rank {max(adapter.ranks.values())} -> {max(written.ranks.values())}"
+    return replace(written, notes=(*adapter.notes, note))
 
 
 def tucker_pair(down: Tensor, mid: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

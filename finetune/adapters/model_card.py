@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.adapters.kinds import KINDS
 from finetune.adapters.licensing import LICENCE_FILE, NOTICE_FILE, LicencePlan
 from finetune.adapters.loading_snippets import SnippetFacts, loading_snippet
 
@@ -30,7 +31,7 @@ class CardFacts:
     """What the card says.
 
     base: Hub id of the base, or None when it is not on the Hub.  base_name: what people call the base.
-    training: label -> value, shown as a table.  left_out: reason -> number of pictures that were not used.
+    kind: key of `adapters.kinds.KINDS`.  training: label -> value, shown as a table.  left_out: reason -> number of pictures that were not used.
     sheet: path of the before-and-after picture in the repository, or None.
     evaluation: rows of an evaluation as dicts (measure, value, delta, low, high, better, verdict).
     evaluation_notes: what to keep in mind about them.  limits: sentences.
@@ -53,6 +54,7 @@ class CardFacts:
     evaluation_notes: Sequence[str] = ()
     limits: Sequence[str] = ()
     proven: bool = False
+    kind: str = "lora"
 
 
 def plain(text: Any) -> str:
@@ -91,7 +93,7 @@ def card_data(facts: CardFacts) -> Any:
     if facts.gallery:
         more["widget"] = [{"text": plain(picture.prompt), "output": {"url": picture.name}} for picture in facts.gallery]
     return ModelCardData(base_model=facts.base, library_name="diffusers", license=licence.identifier, pipeline_tag="text-to-image",
-                         tags=[*TAGS, plain(facts.family)], **custom, **more)
+                         tags=[*TAGS, *([facts.kind] if facts.kind != "lora" else []), plain(facts.family)], **custom, **more)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -100,7 +102,7 @@ def render_card(facts: CardFacts) -> str:
 
     sections = [
         f"# {escaped(facts.title)}",
-        f"A LoRA for {_base(facts)}{PROVEN if facts.proven else '.'}",
+        f"A {KINDS[facts.kind].title} for {_base(facts)}{PROVEN if facts.proven else '.'}",
         _licence_note(facts), _gallery(facts), _trigger(facts), _usage(facts), _training(facts), _evaluation(facts), _limits(facts), _licence(facts),
     ]
     text = f"---\n{card_data(facts).to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
@@ -133,7 +135,7 @@ def _trigger(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
-    how = {
+    how = "diffusers has no loader for this kind of adapter; peft loads it into the transformer." if facts.snippet.folder else {
         "pipeline": "The pipeline loads it itself.",
         "transformer": "The pipeline has no loader for adapters, its transformer has.",
         "peft": "diffusers has no LoRA loader for this pipeline; with peft it takes ten lines.",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-ALLOWED = re.compile(r"README\.md|LICENSE\.txt|Notice\.txt|training_config\.json|pytorch_lora_weights\.safetensors|thinking_tokens\.safetensors"
+ALLOWED = re.compile(r"README\.md|LICENSE\.txt|Notice\.txt|training_config\.json|pytorch_lora_weights\.safetensors|adapter_model\.safetensors|adapter_config\.json|thinking_tokens\.safetensors"
                      r"|images/[A-Za-z0-9][\w.\-]*\.(png|webp|jpg)")
 REPO = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
 SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|ghp_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
@@ -65,7 +65,8 @@ def check_files(files: Sequence[PublishedFile], repo: str) -> None:
     if not REPO.fullmatch(repo) or ".." in repo:
         raise BadInput(f"{repo!r} is not the name of a repository", where="REPO", fix="OWNER/NAME with letters, digits, - _ and .")
     names = [file.name for file in files]
-    for needed in ("README.md", "pytorch_lora_weights.safetensors"):
+    weights = "adapter_model.safetensors" if "adapter_config.json" in names else "pytorch_lora_weights.safetensors"
+    for needed in ("README.md", weights):
         if needed not in names:
             raise BadInput(f"{needed} is missing from what would be published")
     for file in files:

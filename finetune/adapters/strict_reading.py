@@ -6,15 +6,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.adapters.adapter_file import FILE_NAME, PEFT_KEY, PROVENANCE_KEY, AdapterFile, check_tensors
-from finetune.adapters.conversion import to_canonical
+from finetune.adapters.adapter_file import FILE_NAME, PEFT_CONFIG, PEFT_FILE, PEFT_KEY, PROVENANCE_KEY, AdapterFile, check_tensors
+from finetune.adapters.conversion import own_form, to_canonical
 from finetune.adapters.foreign_scales import ForeignSettings, diffusers_settings, peft_folder_settings
 from finetune.adapters.keys import KeyMap
 from finetune.adapters.layouts import TRANSFORMER, Detection, detect_layout
 from finetune.adapters.tensor_files import Header, TensorFile
 from finetune.errors import AdapterError
 
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DROPPED_METADATA = ("modelspec.thumbnail", PEFT_KEY)
 
 
@@ -71,7 +70,8 @@ def read_strictly(path: Path, key_maps: Mapping[str, KeyMap], family: str | None
         detection = recognise(path, file.header, key_maps, family)
         key_map = key_maps.get(detection.family) if detection.family else None
         settings = {part: settings_of(path, file.header, part) for part in sorted({part for part, _ in detection.groups})}
-        work = to_canonical(detection, file.header.entries, file.read, settings, key_map, str(path), split_qkv_as_trained)
+        work = own_form(detection, file.header.entries, file.read, settings, str(path)) or to_canonical(
+            detection, file.header.entries, file.read, settings, key_map, str(path), split_qkv_as_trained)
         metadata = {key: value for key, value in file.header.metadata.items() if key not in DROPPED_METADATA}
     tensors, encoders = work.parts.pop(TRANSFORMER, {}), work.parts
     notes = [*work.notes, *_split_qkv_note(work.kohya_blocks, metadata, split_qkv_as_trained)]

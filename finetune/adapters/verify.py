@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights
-from finetune.adapters.lora import adapter_names, lora_layers
+from finetune.adapters.forms import OFT
+from finetune.adapters.layers import adapter_layers, form_in
+from finetune.adapters.lora import adapter_names
 from finetune.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def verify_adapter(path: Path | str, fresh_model: nn.Module, run: Callable[[nn.M
     if not base.equal(_output(run, fresh_model)):
         raise VerifyError("the output after taking the adapter off is not the base's", where=where)
     keys = len(adapter.tensors)
-    return VerifyResult(keys, placed * (3 if adapter.uses_dora else 2), True, change, None if bake_error is None else True, bake_error, True)
+    return VerifyResult(keys, placed * keys // len(adapter.modules), True, change, None if bake_error is None else True, bake_error, True)
 
 
 def _same_tensors(adapter: AdapterFile, trained: AdapterFile, where: str) -> None:
@@ -95,7 +97,7 @@ def _output(run: Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor:
 
 
 def _dtype_of(model: nn.Module) -> str:
-    for _, layer in lora_layers(model):
+    for _, layer in adapter_layers(model):
         name = str(layer.get_base_layer().weight.dtype).removeprefix("torch.")
         return name if name in NOISE else "bfloat16"
     return "float32"
@@ -106,7 +108,8 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
 
 
 def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> float:
-    """The output at strength 1 differs from the base's, at 2 from that at 1, at 0 not at all. Returns the change at 1."""
+    """The output at strength 1 differs from the base's, at 2 from that at 1 (OFT has no 2), at 0 not at all. Returns the
+    change at 1."""
     full = _output(run, model)
     if not full.isfinite().all():
         raise VerifyError("the output with the adapter is not finite", where=where)
@@ -114,9 +117,10 @@ def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base:
     if change <= 10 * NOISE[_dtype_of(model)]:
         raise VerifyError(f"the adapter has no effect (the output changes by {change:.1e})", where=where,
                           fix="it was saved before its first step, or acts on layers that this model does not use")
-    set_weights(model, {NAME: 2.0})
-    if _output(run, model).equal(full):
-        raise VerifyError("strength 2 gives the same output as strength 1", where=where)
+    if form_in(model) is not OFT:
+        set_weights(model, {NAME: 2.0})
+        if _output(run, model).equal(full):
+            raise VerifyError("strength 2 gives the same output as strength 1", where=where)
     set_weights(model, {NAME: 0.0})
     if not _output(run, model).equal(base):
         raise VerifyError("the output at strength 0 is not the base's", where=where)
@@ -132,7 +136,7 @@ def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str
     adapter off. None for a quantised base, which is never baked into."""
     import torch
 
-    layers = [layer.get_base_layer() for _, layer in lora_layers(model)]
+    layers = [layer.get_base_layer() for _, layer in adapter_layers(model)]
     if not all(layer.weight.dtype.is_floating_point and layer.weight.dtype.itemsize >= 2 for layer in layers):
         return None
     dtype, attached = _dtype_of(model), _output(run, model)

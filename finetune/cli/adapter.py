@@ -49,7 +49,7 @@ def _inspection_lines(found: dict[str, Any], every_module: bool) -> list[str]:
     lines = [
         f"file       {found['path']}  ({found['bytes'] / 2**20:.2f} MiB, {found['tensors']} tensors, {', '.join(found['dtypes'])})",
         f"family     {family}",
-        f"layout     {found['layout']}{', DoRA' if found['dora'] else ''}",
+        f"layout     {found['layout']}, {'DoRA' if found['dora'] else found['form']}",
         f"modules    {len(found['modules'])}, rank {', '.join(f'{rank} ({count}x)' for rank, count in sorted(found['ranks'].items()))}, norm of all {found['norm']:.4g}",
         f"conspicuous  {len(found['dead'])} dead, {len(found['exploding'])} exploding",
         *(f"trains too {name} ({count} modules)" for name, count in found["text_encoders"].items()),
@@ -92,11 +92,11 @@ def verify(
 
 def convert(
     file: File,
-    to: Annotated[str, typer.Option("--to", metavar="LAYOUT", help="diffusers, peft, kohya, comfy, onetrainer or tencent.")],
+    to: Annotated[str, typer.Option("--to", metavar="LAYOUT", help="diffusers, peft, kohya, comfy, onetrainer, lycoris or tencent.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="File or folder to write; left out: beside FILE.")] = None,
     family: Family = None,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The base, where fused layers are adapted in part and sizes are not the usual ones.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Cut fused modules to this rank; left out: exact, and ranks may grow.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Cut fused modules to this rank, or write a LoHa or LoKr out as a LoRA of it; left out: exact, and ranks may grow.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; left out: as it is.")] = None,
     kohya_split_qkv: Annotated[str, typer.Option("--kohya-split-qkv", help="as-read: the strength every reader gives such files; trained: the strength they were trained at.")] = "as-read",
     json: Json = False, quiet: Quiet = False,

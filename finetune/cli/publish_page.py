@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
     from finetune.training.run_folder import RunFolder
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 SHEET = "images/before_after.png"
 MOST_GALLERY_PICTURES = 12
 MOST_EVALUATION_ROWS = 30
@@ -91,7 +90,7 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
     from finetune.adapters.publish import PublishedFile
 
     if any("no effect" in note for note in source.adapter.notes):
-        raise BadInput("the adapter has no effect: every lora_B is zero", where="RUN")
+        raise BadInput("the adapter has no effect: it still stands at its start", where="RUN")
     base, local = _base_of(source, base_model)
     family = str(source.adapter.provenance.get("family") or source.adapter.family or "")
     wanted = licence or (source.recipe.publish.licence if source.recipe else None)
@@ -99,7 +98,7 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
     adapter = _clean(source.adapter, base, family, plan)
     pictures, gallery = _pictures(source.run)
     card = render_card(_card_facts(source, adapter, repo, base, family, plan, title, gallery, any(name == SHEET for name, _ in pictures)))
-    files = [PublishedFile("README.md", card.encode()), PublishedFile(WEIGHTS, _weight_bytes(adapter))]
+    files = [PublishedFile("README.md", card.encode()), *_weight_files(adapter)]
     files += [PublishedFile(name, content) for name, content in pictures]
     if source.tokens is not None:
         files.append(PublishedFile("thinking_tokens.safetensors", source.tokens))
@@ -151,11 +150,14 @@ def _clean(adapter: AdapterFile, base: str, family: str, plan: LicencePlan) -> A
     return replace(adapter, metadata={PROVENANCE_KEY: json.dumps(kept, sort_keys=True, ensure_ascii=False)})
 
 
-def _weight_bytes(adapter: AdapterFile) -> bytes:
-    from finetune.adapters.adapter_file import write_adapter
+def _weight_files(adapter: AdapterFile) -> list[PublishedFile]:
+    """The adapter as other tools look for it: one file, or the two of a PEFT folder."""
+    from finetune.adapters.adapter_file import usual_name, write_adapter
+    from finetune.adapters.publish import PublishedFile
 
     with tempfile.TemporaryDirectory() as folder:
-        return write_adapter(Path(folder) / WEIGHTS, adapter).read_bytes()
+        write_adapter(Path(folder) / usual_name(adapter), adapter)
+        return [PublishedFile(path.name, path.read_bytes()) for path in sorted(Path(folder).iterdir())]
 
 
 def _pictures(run: RunFolder | None) -> tuple[list[tuple[str, bytes]], list[GalleryPicture]]:
@@ -198,6 +200,8 @@ def _clean_settings(recipe: Recipe, base: str) -> dict[str, Any]:
 
 
 def _card_facts(source: Source, adapter: AdapterFile, repo: str, base: str, family: str, plan: LicencePlan, title: str | None, gallery: list[GalleryPicture], has_sheet: bool) -> Any:
+    from finetune.adapters.adapter_file import usual_name
+    from finetune.adapters.kinds import KINDS
     from finetune.adapters.loading_snippets import SnippetFacts
     from finetune.adapters.model_card import CardFacts
     from finetune.families.base_models import EMBEDDED
@@ -207,15 +211,18 @@ def _card_facts(source: Source, adapter: AdapterFile, repo: str, base: str, fami
     trigger = adapter.provenance.get("trigger")
     prompt = gallery[0].prompt if gallery else str(trigger or "a picture")
     embedded = base == EMBEDDED
-    snippet = SnippetFacts(repo, WEIGHTS, "brushwork/finetune/mini_base/weights" if embedded else base, prompt, adapter.ranks,
-                           key_map.loads_with if key_map else "peft", {**(key_map.call if key_map else {}), **_call(source)})
+    kind = str(adapter.provenance.get("kind") or "lora")
+    kind = kind if kind in KINDS and KINDS[kind].form is adapter.form else "dora" if adapter.uses_dora else adapter.form.name
+    snippet = SnippetFacts(repo, usual_name(adapter), "brushwork/finetune/mini_base/weights" if embedded else base, prompt, adapter.ranks,
+                           key_map.loads_with if key_map else "peft", {**(key_map.call if key_map else {}), **_call(source)},
+                           dora=adapter.uses_dora, folder=adapter.form.name != "lora")
     rows, notes = _evaluation(source.run)
     data = _data_summary(source.run)
     return CardFacts(
         title=title or repo.rpartition("/")[2].replace("-", " ").replace("_", " "), base=None if embedded else base,
         base_name="the small model that comes with Brushwork" if embedded else base, base_revision=adapter.provenance.get("base_revision"), family=family, licence=plan, proven=source.run is not None,
-        trigger=str(trigger) if trigger else None, snippet=snippet, gallery=gallery, sheet=SHEET if has_sheet else None, training=_training(source, adapter, data),
-        left_out=Counter(str(item.get("reason", "")) for item in data.get("left_out", ())), evaluation=rows, evaluation_notes=notes, limits=_limits(source, data, embedded),
+        trigger=str(trigger) if trigger else None, snippet=snippet, gallery=gallery, sheet=SHEET if has_sheet else None, training=_training(source, adapter, kind, data),
+        left_out=Counter(str(item.get("reason", "")) for item in data.get("left_out", ())), evaluation=rows, evaluation_notes=notes, limits=_limits(source, data, embedded), kind=kind,
     )
 
 
@@ -233,9 +240,11 @@ def _data_summary(run: RunFolder | None) -> Mapping[str, Any]:
     return json.loads(run.data_summary.read_text(encoding="utf-8")) if run and run.data_summary.exists() else {}
 
 
-def _training(source: Source, adapter: AdapterFile, data: Mapping[str, Any]) -> dict[str, Any]:
-    ranks = sorted(set(adapter.ranks.values()))
-    rows: dict[str, Any] = {"modules": len(adapter.ranks), "rank": ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"}
+def _training(source: Source, adapter: AdapterFile, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    from finetune.adapters.kinds import KINDS
+
+    ranks, facts = sorted(set(adapter.ranks.values())), KINDS[kind]
+    rows: dict[str, Any] = {"kind": f"{facts.title}, {facts.says}".removesuffix(", "), "modules": len(adapter.ranks), "rank": ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"}
     if source.recipe is None:
         return rows
     settings, said = source.recipe.training, adapter.provenance

@@ -15,6 +15,8 @@ from finetune.errors import BaseModelError
 from finetune.families.mapped_pages import mapped_range, release_pages
 
 PARTS = frozenset({"text", "vae", "transformer"})
+# In the names of parameters that adapters bring into a model.
+ADAPTER_MARKS = (".lora_", ".hada_", ".lokr_", ".oft_R.")
 # Components without weights: they are always there.
 LIGHT_SLOTS = frozenset({"scheduler", "guider", "ocr_guider"})
 
@@ -200,6 +202,6 @@ def compute_dtype(model: nn.Module) -> torch.dtype:
     if (stated := getattr(model, "computes_in", None)) is not None:
         return stated
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and ".lora_" not in name:
+        if parameter.is_floating_point() and not any(mark in name for mark in ADAPTER_MARKS):
             return parameter.dtype
     raise BaseModelError("the model has no floating-point parameters")

@@ -33,7 +33,11 @@ class Looks:
 
     def before_training(self, job: TrainingJob) -> None:
         """Draw with the bare base and measure its held-out loss: what everything later is compared with."""
-        self._draw(job, 0, without_tokens(self.prepared.encodings))
+        from finetune.adapters.attach import bypassed
+
+        # The adapter changes nothing yet, but some kinds round on the way to nothing.
+        with bypassed(self.pipeline.transformer):
+            self._draw(job, 0, without_tokens(self.prepared.encodings))
         if job.training_set.held_out:
             self._measure_loss(job, 0)
 

@@ -18,6 +18,7 @@ from finetune.families.example_text import conditioning_bytes
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_extras, plan_model, plan_phases
+from finetune.training.adapter_size import adapter_size
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, choose_hold
@@ -103,7 +104,7 @@ class Ground:
         if batch not in self.costs:
             largest = max(self.sizes, key=lambda size: size[0] * size[1])
             targets = resolve_targets(self.base.family.facts, recipe.adapter.targets)
-            self.costs[batch] = plan_model.step_cost(self.base.family, self.config["_class_name"], self.config, targets, recipe.adapter.rank, batch,
+            self.costs[batch] = plan_model.step_cost(self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch,
                                                      largest, compute_bytes)
         return self.costs[batch]
 
@@ -146,7 +147,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
     compute_bytes = float(torch.finfo(hold.compute).bits // 8)
     cost = ground.cost(recipe, compute_bytes)
-    trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), recipe.adapter.rank)
+    trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), adapter_size(recipe))
     optimizer = choose_optimizer(recipe.training.optimizer, device).name
     weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes)
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type])
@@ -171,7 +172,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
                 {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
                 {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
-                 "accumulation": recipe.training.accumulation, "optimizer": optimizer, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
+                 "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
                 notes=notes)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from finetune.families.protocol import ModelFamily, PictureGeometry
 from finetune.objectives import NoiseLevel
 from finetune.training.placement import QUANTISED, held_linears, may_quantise
 from finetune.training.plan_tracing import Trace, trace
+
+if TYPE_CHECKING:
+    from finetune.adapters.kinds import AdapterSize
 
 DEPTH_KEYS = re.compile(r"(num|n)_(single_)?layers|depth(_single_blocks)?")
 SHALLOW, DEEPER = 4, 6
@@ -82,19 +85,24 @@ def largest_linear(model: nn.Module) -> int:
     return max((module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)), default=0)
 
 
-def adapter_parameters(model: nn.Module, targets: str, rank: int) -> int:
-    """Trainable numbers of a LoRA of this rank on the layers that the pattern means. Raises AdapterError when it means none."""
+def adapter_parameters(model: nn.Module, targets: str, size: AdapterSize) -> int:
+    """Trainable numbers of such an adapter on the layers that the pattern means. Raises AdapterError when it means none."""
+    from finetune.adapters.kinds import parameter_count
     from finetune.adapters.lora import match_targets, weight_shapes
 
     shapes = weight_shapes(model)
-    return sum(rank * (shapes[name][0] + torch.Size(shapes[name][1:]).numel()) for name in match_targets(model, targets))
+    return sum(parameter_count(size.kind, rank, shapes[name]) for name, rank in size.ranks(match_targets(model, targets)).items())
 
 
-def _one_step(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, rank: int, batch: int, size: tuple[int, int]) -> Trace:
-    from finetune.adapters.lora import inject_lora, lora_parameters, match_targets
+def _one_step(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int,
+              size: tuple[int, int]) -> Trace:
+    from finetune.adapters.kinds import inject_adapter
+    from finetune.adapters.lora import lora_parameters, match_targets
 
     model = build_on_meta(class_name, config)
-    inject_lora(model, match_targets(model, targets), rank, seed=0)
+    # Patterns may name blocks that this shallow model lacks; and without numbers a weight has no main directions.
+    plain = replace(adapter, rank_pattern={}, alpha_pattern={}, kind="lora" if adapter.kind == "pissa" else adapter.kind)
+    inject_adapter(model, match_targets(model, targets), plain, seed=0)
     model.to(META)
     family.prepare(model, 0)
     shape = family.shape(config)
@@ -111,7 +119,7 @@ def _one_step(family: ModelFamily, class_name: str, config: Mapping[str, Any], t
     return Trace(found.flops, max(found.peak_bytes - gradients, 0), 0, found.operations)
 
 
-def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, rank: int, batch: int, size: tuple[int, int],
+def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int, size: tuple[int, int],
               compute_bytes: float) -> StepCost:
     """Trace one training step of `batch` pictures of `size` (height, width) in pixels."""
     depths = {key: value for key, value in config.items() if isinstance(value, int) and DEPTH_KEYS.fullmatch(key) and value > DEEPER}
@@ -121,10 +129,10 @@ def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], t
     boundary = batch * (size[0] * size[1] * shape.tokens_per_pixel) * shape.hidden_size * compute_bytes
     scale = compute_bytes / 4
     try:
-        base = _one_step(family, class_name, shallow, targets, rank, batch, size)
+        base = _one_step(family, class_name, shallow, targets, adapter, batch, size)
         total = Trace(base.flops, base.peak_bytes, 0, base.operations)
         for key, depth in depths.items():
-            deeper = _one_step(family, class_name, {**shallow, key: DEEPER}, targets, rank, batch, size)
+            deeper = _one_step(family, class_name, {**shallow, key: DEEPER}, targets, adapter, batch, size)
             more = (depth - SHALLOW) / (DEEPER - SHALLOW)
             total = Trace(total.flops + more * (deeper.flops - base.flops), total.peak_bytes + more * (deeper.peak_bytes - base.peak_bytes), 0,
                           total.operations + more * (deeper.operations - base.operations))

@@ -61,13 +61,13 @@ def reference_prediction(family: ModelFamily, pipeline: Any, encodings: Encoding
 
 def _exported(run: RunFolder, step: int, base: BaseModel) -> AdapterFile:
     """Copy the last checkpoint's adapter to the place from which it is published."""
-    from finetune.adapters.adapter_file import read_adapter, write_adapter
+    from finetune.adapters.adapter_file import read_adapter, usual_name, write_adapter
 
     checkpoint, _ = newest_checkpoint(run.checkpoints)
     if checkpoint is None or checkpoint.step != step:
         raise TrainingError(f"the checkpoint of step {step} is gone", where=str(run.checkpoints), fix="go on with --resume: what is missing is trained again")
     adapter = export_tokens(checkpoint, read_adapter(checkpoint.folder / ADAPTER), run, base)
-    write_adapter(run.adapter_file, adapter)
+    write_adapter(run.adapter / usual_name(adapter), adapter)
     return adapter
 
 

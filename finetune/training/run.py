@@ -16,6 +16,7 @@ from data_tools.scan import LeftOut
 from finetune.errors import RunFolderError
 from finetune.objectives import LossWeighting, TimestepSampling
 from finetune.recipe import Recipe
+from finetune.training.adapter_size import adapter_size
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.batches import BatchOrder
 from finetune.training.encoding_cache import default_cache_folder
@@ -108,15 +109,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
 
 
 def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
-    """The family's pipeline with transformer and VAE (for sample pictures) on the device, LoRA injected."""
-    from finetune.adapters.lora import inject_lora
+    """The family's pipeline with transformer and VAE (for sample pictures) on the device, the adapter injected."""
+    from finetune.adapters.kinds import inject_adapter
     from finetune.families.targets import resolve_targets
 
     recipe, family = prepared.recipe, prepared.base.family
     with prepared.accelerator.main_process_first():
         pipeline = prepared.load_base(progress)
     targets = resolve_targets(family.facts, recipe.adapter.targets)
-    inject_lora(pipeline.transformer, targets, recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout, seed=recipe.training.seed)
+    inject_adapter(pipeline.transformer, targets, adapter_size(recipe), seed=recipe.training.seed)
     if prepared.sharding is None:
         pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
@@ -128,6 +129,7 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
 
 def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress, watch_samples: SampleWatch | None) -> _Trained:
     """Train; afterwards the last checkpoint holds the adapter."""
+    from finetune.adapters.kinds import start_parameters
     from finetune.adapters.lora import lora_parameters
 
     recipe, run, accelerator = prepared.recipe, prepared.run, prepared.accelerator
@@ -139,7 +141,7 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     checkpoint = find_checkpoint(run, recipe.training.steps, progress) if resume else None
     state, start = LoopState.at_start(recipe, parameters), 0
     if checkpoint is not None:
-        start = restore(checkpoint, named, optimizer, accelerator, state)
+        start = restore(checkpoint, named, start_parameters(pipeline.transformer), optimizer, accelerator, state)
         check_not_over(run, state, start)
     if accelerator.is_main_process:
         run.cut_log(start)

@@ -39,10 +39,15 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
-        self.adapter_file = self.adapter / "pytorch_lora_weights.safetensors"
         self.sheet = self.path / "before_after.png"
         self.report = self.path / "report.html"
         self._lock = None
+
+    @property
+    def adapter_file(self) -> Path:
+        """The weights to publish: a LoRA file, or that of a PEFT folder for kinds that need one."""
+        of_peft = self.adapter / "adapter_model.safetensors"
+        return of_peft if of_peft.exists() else self.adapter / "pytorch_lora_weights.safetensors"
 
     @property
     def exists(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from finetune.errors import BadInput
+from finetune.families.loading import ADAPTER_MARKS
 from finetune.recipe_shelf import shelf_folder
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def shard_units(model: nn.Module) -> list[nn.Module]:
 
 
 def shard_base(model: nn.Module, sharding: Sharding, device: torch.device) -> int:
-    """Divide every frozen parameter of `model`, in place; trained ones stay whole, on `device`. Returns how many numbers of the
+    """Divide every parameter of the base of `model`, in place; an adapter's stay whole, on `device`. Returns how many numbers of the
     base this process keeps.
 
     Every later forward must be made by all processes, equally often. Call it when nothing will be added to the model any more.
@@ -99,7 +100,8 @@ def shard_base(model: nn.Module, sharding: Sharding, device: torch.device) -> in
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    # What an adapter started from is frozen too, but it is the adapter's, and goes into its file.
+    trained = {parameter for name, parameter in model.named_parameters() if parameter.requires_grad or any(mark in name for mark in ADAPTER_MARKS)}
     for parameter in trained:
         parameter.data = parameter.data.to(device)
     settings: dict[str, Any] = {

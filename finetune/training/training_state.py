@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 
-def restore(checkpoint: Checkpoint, named: NamedParameters, optimizer: Any, accelerator: Accelerator, state: LoopState) -> int:
-    """Put a checkpoint back into the model, the optimizer and `state`. Returns its step."""
+def restore(checkpoint: Checkpoint, named: NamedParameters, frozen: NamedParameters, optimizer: Any, accelerator: Accelerator, state: LoopState) -> int:
+    """Put a checkpoint back into the model, the optimizer and `state`. Returns its step.
+
+    named: what is trained.  frozen: what the adapter started from, where that is not the base.
+    """
     with torch.no_grad():
-        for name, parameter in named:
+        for name, parameter in (*named, *frozen):
             saved = checkpoint.tensors.get(f"parameter/{name}")
             if saved is None or saved.shape != parameter.shape:
                 raise RunFolderError(f"the checkpoint has no fitting {name}", where=str(checkpoint.folder), fix="resume with the adapter settings that the run was started with")
@@ -49,10 +52,11 @@ def check_disk(run: RunFolder, parameters: Sequence[torch.nn.Parameter], kept: i
 def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameters, optimizer: Any, step: int, loop: LoopState) -> None:
     """Write the checkpoint of `step`; its adapter file is what the run would export if it ended here."""
     from finetune.adapters.adapter_file import write_adapter
+    from finetune.adapters.kinds import start_parameters
     from finetune.adapters.lora import collect_lora
 
     tensors, structure = optimizer_state(optimizer)
-    tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in named} | loop.tensors([name for name, _ in named])
+    tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in (*named, *start_parameters(transformer))} | loop.tensors([name for name, _ in named])
     scaler = prepared.accelerator.scaler
     state = {
         "optimizer": structure, "scaler": scaler.state_dict() if scaler is not None else None,

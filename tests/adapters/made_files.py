@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.adapters.adapter_file import AdapterFile
-from finetune.adapters.attach import delta
+from finetune.adapters.weight_change import delta
 
 R, D = 4, 24  # rank and width unless a case says otherwise; 24 divides by 2, 3, 4 and 6
 

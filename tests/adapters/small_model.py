@@ -44,6 +44,11 @@ def _inputs() -> dict:
 @torch.no_grad()
 def run(model: HunyuanDiT2DModel) -> torch.Tensor:
     """One deterministic forward."""
+    return forward(model)
+
+
+def forward(model: HunyuanDiT2DModel) -> torch.Tensor:
+    """The same with gradients."""
     dtype = next(parameter for parameter in model.parameters()).dtype
     inputs = {key: value.to(dtype) if isinstance(value, torch.Tensor) else value for key, value in _inputs().items()}
     return model(**inputs)[0]

@@ -9,9 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from finetune.adapters.adapter_file import FILE_NAME, AdapterFile, write_adapter
-from finetune.adapters.attach import delta
 from finetune.adapters.exporting import export
-from finetune.adapters.lora import lora_layers, weight_shapes
+from finetune.adapters.kinds import KINDS
+from finetune.adapters.layers import adapter_layers
+from finetune.adapters.lora import weight_shapes
+from finetune.adapters.weight_change import delta
 from finetune.families.key_layouts import KEY_MAPS, key_map_of
 from tests.tiny_models.all import TINY
 
@@ -31,7 +33,7 @@ def attention_adapter(family: str, transformer: torch.nn.Module) -> AdapterFile:
 
 
 def assert_loaded_whole(transformer: torch.nn.Module, adapter: AdapterFile) -> None:
-    layers = dict(lora_layers(transformer))
+    layers = dict(adapter_layers(transformer))
     layers = {name.removeprefix("base_model.model."): layer for name, layer in layers.items()}
     assert sorted(layers) == adapter.modules
     for module, layer in layers.items():
@@ -67,7 +69,7 @@ def test_a_kohya_file_of_ours_is_read_by_diffusers_own_converter(tmp_path):
     keep = {key: value for key, value in adapter.tensors.items() if "single" not in key}
     export(AdapterFile(keep), "kohya", tmp_path / "kohya.safetensors", KEY_MAPS["flux"])
     pipeline.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
-    layers = dict(lora_layers(pipeline.transformer))
+    layers = dict(adapter_layers(pipeline.transformer))
     for module in AdapterFile(keep).modules:
         layer = layers[module]
         name = layer.active_adapters[0]
@@ -96,3 +98,62 @@ def test_mixed_ranks_are_spelled_out_exactly_in_the_peft_lines(tmp_path, monkeyp
 
     lines = loading_snippet(SnippetFacts("me/style", FILE_NAME, "base", "a cat", {"proj_out": 2, "blocks.0.proj_out": 3}, "peft", {}))
     assert 'f"^{module}$"' in lines and "rank_pattern=exact" in lines
+
+
+@pytest.fixture(scope="module")
+def dit_base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    TINY["hunyuan_dit"].build().save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
+def test_the_lines_of_the_card_load_every_kind_of_adapter_without_us(kind, dit_base, monkeypatch):
+    from finetune.adapters.adapter_file import usual_name
+    from finetune.adapters.attach import attach
+    from finetune.adapters.kinds import AdapterSize, inject_adapter
+    from finetune.adapters.loading_snippets import SnippetFacts, loading_snippet
+    from finetune.adapters.lora import collect_lora, lora_parameters, remove
+    from tests.adapters.small_model import ATTENTION, run, tiny_transformer
+
+    monkeypatch.chdir(dit_base)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: f"{repo}/{file}")
+    model = tiny_transformer()
+    inject_adapter(model, ATTENTION, AdapterSize(kind, rank=4), seed=0)
+    with torch.no_grad():
+        for _, parameter in lora_parameters(model):
+            parameter += 0.05
+    adapter = collect_lora(model)
+    remove(model)
+    attach(model, adapter, "style")
+    write_adapter(dit_base / kind / usual_name(adapter), adapter)
+    live = {"height": 64, "width": 64, "num_inference_steps": 1, "use_resolution_binning": False}
+    lines = loading_snippet(SnippetFacts(kind, usual_name(adapter), "base", "a cat", adapter.ranks, "peft", live, adapter.uses_dora, adapter.form.name != "lora"))
+    assert "brushwork" not in lines and "finetune" not in lines
+    names: dict = {}
+    exec(compile(lines, "card", "exec"), names)
+    assert_close(run(names["pipeline"].transformer.eval()), run(model), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora", "pissa"])
+def test_a_pipeline_with_a_loader_loads_every_kind_of_lora(kind, tmp_path):
+    from finetune.adapters.kinds import AdapterSize, inject_adapter
+    from finetune.adapters.lora import collect_lora, lora_parameters, remove
+    from finetune.adapters.weight_change import weight_change
+    from finetune.families import registry
+
+    pipeline = TINY["flux_dev"].build()
+    inject_adapter(pipeline.transformer, registry.family("flux_dev").facts.targets["attention"], AdapterSize(kind, rank=2, alpha=3.0), seed=0)
+    with torch.no_grad():
+        for _, parameter in lora_parameters(pipeline.transformer):
+            parameter += 0.05
+    adapter = collect_lora(pipeline.transformer)
+    remove(pipeline.transformer)
+    weights = {module: pipeline.transformer.get_submodule(module).weight.detach().clone() for module in adapter.modules}
+    write_adapter(tmp_path / FILE_NAME, adapter)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=FILE_NAME)
+    layers = dict(adapter_layers(pipeline.transformer))
+    assert sorted(layers) == adapter.modules and KINDS[kind].form is adapter.form
+    for module, layer in layers.items():
+        layer.merge()
+        assert_close(layer.get_base_layer().weight - weights[module], weight_change(adapter.parts(module), weights[module]), atol=1e-5, rtol=1e-4)

@@ -97,12 +97,13 @@ def measure(folder: Path, hold: str, pixels: int, blocks: int, steps: int) -> di
 def required_flops(pixels: int) -> float:
     """Of one LoRA step with a frozen base, counted on the meta device."""
     from finetune.families.registry import family
+    from finetune.adapters.kinds import AdapterSize
     from finetune.training.plan_model import step_cost
     from tests.benchmarks.random_base import FULL
 
     config = FULL | {"_class_name": "HunyuanDiT2DModel", "in_channels": 4, "patch_size": 2, "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
     dit = family("hunyuan_dit")
-    return step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], RANK, 1, (pixels, pixels), 4).flops
+    return step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], AdapterSize(rank=RANK), 1, (pixels, pixels), 4).flops
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ contents = st.fixed_dictionaries({
         "background": st.from_regex(r"#[0-9a-f]{6}", fullmatch=True),
         "folder": st.text(st.characters(categories=["Ll", "Nd", "Lo"]), min_size=1, max_size=20),
     }),
-    "adapter": st.fixed_dictionaries({}, optional={"rank": st.integers(1, 1024), "alpha": fractions(1e-300, 4096)}),
+    "adapter": st.fixed_dictionaries({}, optional={
+        "rank": st.integers(1, 1024), "alpha": fractions(1e-300, 4096), "rank_pattern": st.dictionaries(one_line.map(re.escape), st.integers(1, 1024), max_size=3)}),
     "training": st.fixed_dictionaries({}, optional={
         "learning_rate": fractions(5e-324, 1), "seed": st.integers(0, 2**63 - 1), "checkpointed_blocks": st.just("auto") | st.integers(0, 99),
     }),
@@ -96,6 +98,15 @@ def test_overrides_win_over_the_file_and_read_like_toml(tmp_path):
     assert recipe.data.trigger == "8bit style"
     assert recipe.samples.prompts == ("a", "b")
     assert recipe.data.upscale is True
+
+
+def test_a_table_of_patterns_comes_from_its_own_section_or_an_override(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[base]\nmodel = "mini"\n[adapter.rank_pattern]\n".*attn2.*" = 4\n')
+    assert load_recipe(path).adapter.rank_pattern == {".*attn2.*": 4}
+    recipe = load_recipe(path, ['adapter.rank_pattern={"blocks.0.*" = 2}', 'adapter.alpha_pattern={"blocks.0.*" = 1.5}'])
+    assert recipe.adapter.rank_pattern == {"blocks.0.*": 2} and recipe.adapter.alpha_pattern == {"blocks.0.*": 1.5}
+    assert load_recipe(path, ["adapter.rank_pattern=none"]).adapter.rank_pattern is None
 
 
 def test_a_text_setting_takes_a_number_or_date_as_text():

@@ -11,6 +11,7 @@ from finetune.families.base_models import locate_base
 from finetune.families.registry import family
 from finetune.training.plan import Plan, estimate, fewest_checkpoints, plan, resolved_hold, size_in_bytes, survey
 from finetune.training.plan_fit import fitted
+from finetune.adapters.kinds import AdapterSize
 from finetune.training.plan_model import StepCost, adapter_parameters, build_on_meta, step_cost
 from finetune.training.plan_tracing import trace
 from finetune.training.placement import Hold
@@ -74,7 +75,7 @@ def test_the_trainable_numbers_are_those_that_training_trains(ground, tiny_base)
     model = base.family.load(base.folder, frozenset({"transformer"}), torch.float32).transformer
     inject_lora(model, base.family.facts.targets["attention"], 4, seed=0)
     config = json.loads((base.folder / "transformer" / "config.json").read_text())
-    counted = adapter_parameters(build_on_meta(config["_class_name"], config), base.family.facts.targets["attention"], 4)
+    counted = adapter_parameters(build_on_meta(config["_class_name"], config), base.family.facts.targets["attention"], AdapterSize(rank=4))
     assert counted == sum(parameter.numel() for _, parameter in lora_parameters(model))
 
 
@@ -85,7 +86,7 @@ def test_depth_is_drawn_out_from_shallow_models():
               "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
     import finetune.training.plan_model as plan_model
 
-    drawn_out = step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], 4, 1, (64, 64), 4)
+    drawn_out = step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], AdapterSize(rank=4), 1, (64, 64), 4)
     whole = plan_model._one_step(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], 4, 1, (64, 64))
     assert drawn_out.traced and drawn_out.blocks == 10
     assert drawn_out.flops == pytest.approx(whole.flops, rel=0.02)
