@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
+from finetune.adapters.text_encoders import attach_encoders, set_encoder_weights
 from finetune.errors import AdapterError
 from finetune.offload import take_turns
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
@@ -90,17 +91,17 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
     progress, device = progress or Progress(), best_device()
     dtype = best_dtype(device)
     tokens = _thinking_tokens(base, adapters)
-    rewritten, conditionings = _encode(base, requests, rewrite, dtype, device, progress)
+    rewritten, encoded = _encode(base, adapters, weight_sets, requests, rewrite, dtype, device, progress)
     with progress.phase("loading the model"):
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
         if not offload:
             pipeline.to(device)
     for name, adapter in adapters.items():
-        attach(pipeline.transformer, adapter.file, name)
+        attach(pipeline.transformer, replace(adapter.file, text_encoders={}), name)
     if offload:
         take_turns(pipeline, device)
     negatives = {request.negative for request in requests}
-    for weights in weight_sets:
+    for weights, conditionings in zip(weight_sets, encoded, strict=True):
         if adapters:
             set_weights(pipeline.transformer, {name: weights.get(name, 0.0) for name in adapters})
         active = next((found for name, found in tokens.items() if weights.get(name)), None)
@@ -119,9 +120,10 @@ def _thinking_tokens(base: BaseModel, adapters: Mapping[str, LoadedAdapter]) -> 
     return carrying
 
 
-def _encode(base: BaseModel, requests: Sequence[PictureRequest], rewrite: Rewrite | None, dtype: torch.dtype, device: torch.device,
-            progress: Progress) -> tuple[list[PictureRequest], dict[str, Conditioning]]:
-    """The requests with the texts to draw with, and every text encoded; the encoders are gone from memory afterwards."""
+def _encode(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest],
+            rewrite: Rewrite | None, dtype: torch.dtype, device: torch.device, progress: Progress) -> tuple[list[PictureRequest], list[dict[str, Conditioning]]]:
+    """The requests with the texts to draw with, and every text encoded for each set of strengths (the same for all sets
+    unless an adapter trains text encoders); the encoders are gone from memory afterwards."""
     with progress.phase("encoding prompts", len(prompts_of(requests))) as advance:
         pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
         pipeline.to(device)
@@ -129,8 +131,21 @@ def _encode(base: BaseModel, requests: Sequence[PictureRequest], rewrite: Rewrit
         if rewrite is not None:
             texts = {prompt: rewrite(prompt, lambda text: base.family.token_counts(pipeline, text)) for prompt in texts}
         rewritten = [replace(request, prompt=texts[request.prompt]) for request in requests]
-        encoded = encode_all(base.family, pipeline, prompts_of(rewritten))
+        encoded = [encode_all(base.family, pipeline, prompts_of(rewritten))] * len(weight_sets)
+        if any(adapter.file.text_encoders for adapter in adapters.values()):
+            encoded = list(_encoded_with_adapters(base, pipeline, adapters, weight_sets, prompts_of(rewritten)))
         advance(len(prompts_of(requests)))
     del pipeline
     clear_device_cache(garbage_collection=True)
     return rewritten, encoded
+
+
+def _encoded_with_adapters(base: BaseModel, pipeline: Any, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]],
+                           prompts: Sequence[str]) -> Iterator[dict[str, Conditioning]]:
+    """Every text, once a set of strengths, through encoders that carry the adapters."""
+    slots = {slot for adapter in adapters.values() for slot in adapter.file.text_encoders}
+    for name, adapter in adapters.items():
+        attach_encoders(pipeline, adapter.file, name)
+    for weights in weight_sets:
+        set_encoder_weights(pipeline, slots, weights)
+        yield encode_all(base.family, pipeline, prompts)

@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 60
 NAMES_ELSEWHERE = {
     "network_dim": "adapter.rank", "lora_rank": "adapter.rank", "lora_r": "adapter.rank", "r": "adapter.rank", "dim": "adapter.rank",
     "network_alpha": "adapter.alpha", "lora_alpha": "adapter.alpha", "target_modules": "adapter.targets",
-    "algo": "adapter.kind", "peft_type": "adapter.kind", "adapter_type": "adapter.kind", "lora_dropout": "adapter.dropout", "lr": "training.learning_rate", "unet_lr": "training.learning_rate",
+    "train_text_encoder": "adapter.text_encoders", "algo": "adapter.kind", "peft_type": "adapter.kind", "adapter_type": "adapter.kind", "lora_dropout": "adapter.dropout", "lr": "training.learning_rate", "unet_lr": "training.learning_rate",
     "max_train_steps": "training.steps", "max_steps": "training.steps", "num_train_steps": "training.steps", "iterations": "training.steps",
     "train_batch_size": "training.batch_size", "gradient_accumulation_steps": "training.accumulation",
     "optimizer_type": "training.optimizer", "lr_scheduler": "training.schedule", "scheduler": "training.schedule",

@@ -41,6 +41,8 @@ RULES = (
          "is oft, which has one block size for all modules, no alpha and no dropout", "leave out adapter.alpha, dropout, rank_pattern and alpha_pattern, or take another kind"),
     Rule("adapter.kind", ("adapter", "base"), lambda adapter, base: adapter.kind in ("loha", "lokr") and base.hold == "nf4",
          "adds to whole weights, and `base.hold` keeps them in 4 bits", "hold the base in int8, bf16 or streamed, or take the kind lora, dora or oft"),
+    Rule("adapter.text_encoders", ("adapter",), lambda adapter: adapter.text_encoders and (adapter.kind not in ("lora", "rslora") or adapter.thinking_tokens > 0),
+         "goes with the kinds lora and rslora and without thinking tokens", "set it to false, or change adapter.kind and adapter.thinking_tokens"),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
          "is longer than the whole training", "make it smaller than training.steps"),
     Rule("validation.folder", ("validation",), lambda validation: validation.folder is not None and validation.share > 0,

@@ -83,6 +83,8 @@ class AdapterSettings(Section):
         None, "Other alphas for some modules, like `adapter.rank_pattern`. A module named there alone keeps alpha, or takes its own rank where alpha is left out.")
     targets: Name = setting("attention", "Which modules get LoRA: a preset of the family, the same for a range of blocks such as attention[20-39], or a regular expression over whole module names.")
     dropout: float = setting(0.0, "Share of the LoRA input dropped while training.", "share", ge=0, lt=1)
+    text_encoders: bool = setting(
+        False, "Whether text encoders get LoRA too, where the base's pipeline loads one for them; they then stay in memory, and captions are encoded anew at every step.")
     thinking_tokens: int = setting(0, "Learned vectors among the text states, trained with the LoRA; their effect is small, and they must travel with it.", "tokens", ge=0, le=64)
 
 

@@ -224,7 +224,8 @@ def write_adapter(path: Path | str, adapter: AdapterFile) -> Path:
     settings = peft_settings(adapter.tensors, FILE_PREFIX)
     for part, values in adapter.text_encoders.items():
         tensors |= {f"{part}.{key}": value for key, value in values.items()}
-        settings |= peft_settings(values, f"{part}.")
+        # Newer transformers have no `text_model` in some encoders; without it peft's suffixes fit both.
+        settings |= peft_settings({key.removeprefix("text_model."): value for key, value in values.items()}, f"{part}.")
     metadata = {**adapter.metadata, "format": "pt", PEFT_KEY: json.dumps(settings, sort_keys=True)}
     shapes = {key: (dtype_name(value), tuple(value.shape)) for key, value in tensors.items()}
     write_tensors(path, shapes, metadata, tensors.__getitem__)

@@ -7,7 +7,7 @@ relative Frobenius error reported; nothing is cut in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,11 @@ def rescale(adapter: AdapterFile, factor: float) -> AdapterFile:
     if not math.isfinite(factor) or factor == 0:
         raise AdapterError(f"a factor of {factor}", fix="the factor must be finite and not 0")
     _no_dora(adapter)
-    tensors = {key: factors.fold(value, factor) if key.endswith(adapter.form.scaled) else value for key, value in adapter.tensors.items()}
-    return replace(adapter, tensors=tensors)
+    def scaled(tensors: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+        return {key: factors.fold(value, factor) if key.endswith(suffix) else value for key, value in tensors.items()}
+
+    encoders = {slot: scaled(part, B_SUFFIX) for slot, part in adapter.text_encoders.items()}
+    return replace(adapter, tensors=scaled(adapter.tensors, adapter.form.scaled), text_encoders=encoders)
 
 
 def _no_dora(*adapters: AdapterFile) -> None:

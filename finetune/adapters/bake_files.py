@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from finetune.adapters.attach import check_fit
 from finetune.adapters.base_weights import BaseWeights
 from finetune.adapters.forms import OFT
 from finetune.adapters.tensor_files import TensorFile, write_tensors
+from finetune.adapters.text_encoders import NESTED, fitted
 from finetune.adapters.weight_change import weight_change
 from finetune.errors import AdapterError, BaseModelError
 
@@ -24,7 +26,8 @@ PASSED_OVER = {".git", ".cache"}
 
 
 def bake_pipeline(base: Path | str, out: Path | str, adapters: Sequence[Weighted], *, component: str = "transformer", progress: Progress | None = None) -> int:
-    """Copy the diffusers pipeline folder `base` to `out` with `adapters` written into the weights of `component`.
+    """Copy the diffusers pipeline folder `base` to `out` with `adapters` written into the weights of `component`, and their
+    text-encoder parts into those encoders.
 
     Sums are made in float32 and rounded once to the base's dtype; the shards stay as they were cut. The folder appears
     under its final name only when it is whole. Returns the number of changed layers.
@@ -42,25 +45,34 @@ def bake_folder(base: Path, out: Path, adapters: Sequence[Weighted], *, componen
         raise BaseModelError("exists already", where=str(out), fix="choose another --out")
     if base.resolve() == out.resolve() or base.resolve() in out.resolve().parents:
         raise BaseModelError("lies inside the base", where=str(out), fix="choose another --out")
-    with BaseWeights(base, component) as weights:
-        sign = weights.quantised
-        if sign:
-            raise AdapterError(f"the base is quantised ({sign}): baking into it would lose the adapter in the rounding", where=str(base),
-                               fix="take the base in bf16 or fp32, bake, and quantise the result")
-        for part in adapters:
-            check_fit(part.adapter, weights.layer_shapes)
-        _check_turning(adapters)
+    with ExitStack() as opened:
+        weights = {slot: opened.enter_context(BaseWeights(base, slot)) for slot in (component, *sorted({slot for part in adapters for slot in part.adapter.text_encoders}))}
+        parts = {slot: _parts_for(slot, weights[slot], adapters, slot == component) for slot in weights}
         _check_room(base, out)
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         try:
-            _copy_rest(base, partial, {path.resolve() for path in weights.files})
-            changed = _write_shards(weights, base, partial, adapters, component, progress or Progress())
+            _copy_rest(base, partial, {path.resolve() for each in weights.values() for path in each.files})
+            changed = sum(_write_shards(weights[slot], base, partial, parts[slot], slot, progress or Progress()) for slot in weights)
             if out.exists():
                 out.rmdir()
             os.replace(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return changed
+
+
+def _parts_for(slot: str, weights: BaseWeights, adapters: Sequence[Weighted], is_main: bool) -> Sequence[Weighted]:
+    """What of the adapters goes into the component `slot`, checked against its weights."""
+    sign = weights.quantised
+    if sign:
+        raise AdapterError(f"the base is quantised ({sign}): baking into it would lose the adapter in the rounding", where=str(weights.folder),
+                           fix="take the base in bf16 or fp32, bake, and quantise the result")
+    parts = adapters if is_main else [
+        Weighted(fitted(part.adapter, slot, any(name.startswith(NESTED) for name in weights.layer_shapes)), part.weight) for part in adapters if slot in part.adapter.text_encoders]
+    for part in parts:
+        check_fit(part.adapter, weights.layer_shapes)
+    _check_turning(parts)
+    return parts
 
 
 def _check_turning(adapters: Sequence[Weighted]) -> None:

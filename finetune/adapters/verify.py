@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +55,17 @@ def verify_adapter(path: Path | str, fresh_model: nn.Module, run: Callable[[nn.M
     was written from; its tensors must equal the file's. Raises VerifyError that names what failed, AdapterError when
     the file cannot be read or does not fit.
     """
-    where = str(path)
-    if adapter_names(fresh_model):
-        raise VerifyError("the model to verify on already carries an adapter", where=where)
     adapter = read_adapter(path, key_maps)
     if trained is not None:
-        _same_tensors(adapter, trained, where)
+        _same_tensors(adapter, trained, str(path))
+    return prove_on(adapter, fresh_model, run, str(path))
+
+
+def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Module], Tensor], where: str) -> VerifyResult:
+    """The same for an adapter that is read already; text encoders that it also trains are proven apart, on themselves."""
+    if adapter_names(fresh_model):
+        raise VerifyError("the model to verify on already carries an adapter", where=where)
+    adapter = replace(adapter, text_encoders={})
     before = fingerprints(fresh_model)
     base = _output(run, fresh_model)
     placed = attach(fresh_model, adapter, NAME)
@@ -81,12 +86,17 @@ def verify_adapter(path: Path | str, fresh_model: nn.Module, run: Callable[[nn.M
 
 
 def _same_tensors(adapter: AdapterFile, trained: AdapterFile, where: str) -> None:
-    if set(adapter.tensors) != set(trained.tensors):
-        odd = sorted(set(adapter.tensors) ^ set(trained.tensors))
+    found, wanted = _all_tensors(adapter), _all_tensors(trained)
+    if set(found) != set(wanted):
+        odd = sorted(set(found) ^ set(wanted))
         raise VerifyError(f"{len(odd)} tensors differ between the file and the trained model, first {odd[0]}", where=where)
-    for key, tensor in trained.tensors.items():
-        if not tensor.to(adapter.tensors[key].dtype).equal(adapter.tensors[key]):
+    for key, tensor in wanted.items():
+        if not tensor.to(found[key].dtype).equal(found[key]):
             raise VerifyError(f"{key} in the file is not what was trained", where=where)
+
+
+def _all_tensors(adapter: AdapterFile) -> dict[str, Tensor]:
+    return {**adapter.tensors, **{f"{part}.{key}": value for part, values in adapter.text_encoders.items() for key, value in values.items()}}
 
 
 def _output(run: Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor:

@@ -72,19 +72,18 @@ def verify(
 ) -> None:
     """Prove a file on its base: every key placed, the output changes, baking equals attaching, the base comes back exactly."""
     from finetune.adapters.adapter_file import read_adapter
-    from finetune.adapters.verify import verify_adapter
-    from finetune.cli.adapter_probe import load_for_probe
+    from finetune.cli.adapter_probe import prove
     from finetune.families.key_layouts import KEY_MAPS
 
-    transformer, run = load_for_probe(base, revision, progress_for(quiet), file)
-    result = verify_adapter(file, transformer, run, KEY_MAPS)
+    adapter = read_adapter(file, KEY_MAPS)
+    result = prove(adapter, file, base, revision, progress_for(quiet))
     lines = [
         f"{result.placed}/{result.keys} tensors placed",
         f"the output changes by {result.change:.2%}",
         "baking was not tried: the base is quantised" if result.bake_error is None else f"baked equals attached (relative difference {result.bake_error:.1e})",
         "the base came back bit for bit",
     ]
-    tokens = (read_adapter(file, KEY_MAPS).provenance.get("thinking_tokens") or {}).get("count", 0)
+    tokens = (adapter.provenance.get("thinking_tokens") or {}).get("count", 0)
     if tokens:
         lines.insert(1, f"its {tokens} thinking tokens are the ones it was trained with, and in use")
     emit({**result.as_json(), "thinking_tokens": tokens}, lines, json=json)

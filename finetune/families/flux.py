@@ -23,7 +23,7 @@ from finetune.families.protocol import (
     Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream,
 )
 from finetune.families.schedules import scheduler_flow
-from finetune.families.text_encoding import count_tokens, keep, stack
+from finetune.families.text_encoding import CLIP_ATTENTION, count_tokens, keep, stack
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 TRAINING_GUIDANCE = 1.0
@@ -72,6 +72,9 @@ class Flux:
             found.append(Conditioning({"t5": keep(states[0]), "pooled": keep(pooled[0])}))
         return found
 
+    def encode_live(self, pipeline: Any, prompts: Sequence[str], cached: Sequence[Conditioning]) -> list[Conditioning]:
+        return [Conditioning({**before.tensors, "pooled": pipeline._get_clip_prompt_embeds(prompt)[0]}) for prompt, before in zip(prompts, cached, strict=True)]
+
     def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
                 geometries: Sequence[PictureGeometry]) -> Tensor:
         model = getattr(transformer, "module", transformer)
@@ -107,7 +110,7 @@ class Flux:
 
 def _facts(name: str, licence: LicenceTerms) -> FamilyFacts:
     return FamilyFacts(name=name, pipeline_classes=("FluxPipeline",), size_multiple=16, resolution=1024, targets=TARGETS, licence=licence,
-                       never_quantise=NEVER_QUANTISE, text_stream=TextStream(states="t5", mask=None, placement="append"))
+                       never_quantise=NEVER_QUANTISE, text_stream=TextStream(states="t5", mask=None, placement="append"), trainable_encoders={"text_encoder": CLIP_ATTENTION})
 
 
 DEV = Flux(_facts("flux_dev", NON_COMMERCIAL), text_length=512)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,16 @@ def load_component(folder: Path, component: type, dtype: torch.dtype | None) -> 
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(f"this component of the base cannot be loaded: {first_line}", where=str(folder)) from None
     return model.eval().requires_grad_(False)
+
+
+def add_encoders(pipeline: Any, folder: Path, slots: Iterable[str], dtype: torch.dtype) -> None:
+    """Load text encoders and their tokenizers into a pipeline that was made without them, onto its transformer's device."""
+    index = component_slots(read_model_index(folder))
+    device = next(pipeline.transformer.parameters()).device
+    for encoder in slots:
+        for slot in (encoder, encoder.replace("text_encoder", "tokenizer")):
+            component = load_component(folder / slot, component_class(*index[slot], folder), dtype)
+            pipeline.register_modules(**{slot: component.to(device) if isinstance(component, nn.Module) else component})
 
 
 def weight_files(folder: Path) -> list[Path]:

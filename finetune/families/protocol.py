@@ -63,6 +63,8 @@ class FamilyFacts:
     (`finetune.families.targets.keeps_full_precision` reads them).
     equal_text_lengths: pictures drawn in one call must have texts of one length.
     text_stream: where thinking tokens go, or None where the family takes none.
+    trainable_encoders: text encoder -> expression over its layers that take LoRA, where the pipeline's own loader reads
+    LoRA for it; such a family also has `encode_live`.
     """
 
     name: str
@@ -74,6 +76,7 @@ class FamilyFacts:
     never_quantise: tuple[str, ...] = ()
     equal_text_lengths: bool = False
     text_stream: TextStream | None = None
+    trainable_encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,4 +175,15 @@ class ModelFamily(Protocol):
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
         """Encoder name -> (tokens of this prompt, limit). Needs the part "text" (tokenizers suffice)."""
+        ...
+
+
+class TrainsText(ModelFamily, Protocol):
+    """A family with `facts.trainable_encoders`."""
+
+    def encode_live(self, pipeline: Any, prompts: Sequence[str], cached: Sequence[Conditioning]) -> list[Conditioning]:
+        """`cached`, with what the trainable encoders give now in its place, on their device and with gradients.
+
+        Needs those encoders and their tokenizers alone; equal to `encode_prompts` while they are what they were.
+        """
         ...

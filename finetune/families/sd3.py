@@ -16,7 +16,7 @@ from finetune.families.protocol import (
     Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream,
 )
 from finetune.families.schedules import scheduler_flow
-from finetune.families.text_encoding import count_tokens, keep, stack
+from finetune.families.text_encoding import CLIP_ATTENTION, count_tokens, keep, stack
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 T5_LENGTH = 256
@@ -29,7 +29,7 @@ FACTS = FamilyFacts(
         identifier="other", name="stabilityai-ai-community", link="https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
         notice="This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd. All Rights Reserved."),
     never_quantise=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
-    text_stream=TextStream(states="states", mask=None, placement="append"))
+    text_stream=TextStream(states="states", mask=None, placement="append"), trainable_encoders=dict.fromkeys(("text_encoder", "text_encoder_2"), CLIP_ATTENTION))
 
 
 class StableDiffusion3:
@@ -55,6 +55,16 @@ class StableDiffusion3:
                 prompt=prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, max_sequence_length=T5_LENGTH)
             found.append(Conditioning({"states": keep(states[0]), "pooled": keep(pooled[0])}))
         return found
+
+    def encode_live(self, pipeline: Any, prompts: Sequence[str], cached: Sequence[Conditioning]) -> list[Conditioning]:
+        return [Conditioning({**before.tensors, **self._clip(pipeline, prompt, before.tensors["states"])}) for prompt, before in zip(prompts, cached, strict=True)]
+
+    def _clip(self, pipeline: Any, prompt: str, states: Tensor) -> dict[str, Tensor]:
+        """The two CLIPs side by side in the first rows of the states, widened with zeros; T5's rows stay."""
+        (first, pooled), (second, pooled_too) = (pipeline._get_clip_prompt_embeds(prompt, clip_model_index=index) for index in (0, 1))
+        rows = torch.cat([first, second], dim=-1)[0]
+        rows = torch.nn.functional.pad(rows, (0, states.shape[-1] - rows.shape[-1]))
+        return {"states": torch.cat([rows, states[len(rows):].to(rows)]), "pooled": torch.cat([pooled, pooled_too], dim=-1)[0]}
 
     def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
                 geometries: Sequence[PictureGeometry]) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from finetune.families.protocol import Conditioning
 
+# The layers of CLIP's text encoder that take LoRA, in transformers of today and of old.
+CLIP_ATTENTION = r"(text_model\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
+
 
 def stack(conditionings: Sequence[Conditioning], key: str, device: Any, dtype: torch.dtype | None = None) -> Tensor:
     """Tensors of equal shape as one batch; integers and masks keep their dtype when `dtype` is None."""

@@ -15,6 +15,7 @@ from finetune.training.loop import TrainingJob
 from finetune.training.loop_state import LoopState
 from finetune.training.preparation import Prepared
 from finetune.training.samples import draw_samples
+from finetune.training.text_training import cached_only
 from finetune.training.token_training import without_tokens
 
 # (step, sample pictures, the base's same pictures, training pictures, which samples are without the trigger) -> a row.
@@ -37,7 +38,7 @@ class Looks:
 
         # The adapter changes nothing yet, but some kinds round on the way to nothing.
         with bypassed(self.pipeline.transformer):
-            self._draw(job, 0, without_tokens(self.prepared.encodings))
+            self._draw(job, 0, without_tokens(cached_only(self.prepared.encodings)))
         if job.training_set.held_out:
             self._measure_loss(job, 0)
 

@@ -148,6 +148,8 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     compute_bytes = float(torch.finfo(hold.compute).bits // 8)
     cost = ground.cost(recipe, compute_bytes)
     trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), adapter_size(recipe))
+    if recipe.adapter.text_encoders:
+        trainable += sum(recipe.adapter.rank * sum(shape) for shape in around.live_layers)
     optimizer = choose_optimizer(recipe.training.optimizer, device).name
     weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes)
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type])
@@ -157,6 +159,8 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
+    if recipe.adapter.text_encoders:
+        parts["text encoders"] = around.live_parameters * text_bytes
     phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
     proof = plan_phases.proof_bytes(ground.model, facts, hold, recipe, around)
     phases["proof"] = around.library_bytes + weights + around.vae_parameters * compute_bytes + proof
@@ -167,6 +171,8 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     seconds = work / (ground.rate * plan_phases.EFFICIENCY) + recipe.training.accumulation * cost.operations * plan_phases.OPERATION_SECONDS
     notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
     notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
+    if recipe.adapter.text_encoders:
+        notes.append("the trained text encoders stay in memory beside the transformer, and captions pass through them at every step (time not counted)")
     if device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,

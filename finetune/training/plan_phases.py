@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Surroundings:
     vae_parameters: int
     encode_bytes: float
     decode_bytes: float
+    live_parameters: int = 0
+    live_layers: tuple[tuple[int, ...], ...] = ()
 
     def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
         """Peak of every phase but training and proof. loaded_bytes: transformer with adapter."""
@@ -56,24 +59,30 @@ class Surroundings:
 def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device) -> Surroundings:
     """Read from configurations; the components are built without memory."""
     index = read_model_index(base.folder)
-    text, vae = 0, None
+    text, vae, live, layers = 0, None, 0, []
     for slot, (library, name) in component_slots(index).items():
         if part_of(slot) == "text" and slot.startswith("text_encoder"):
-            text += _count_text(base.folder / slot, component_class(library, name, base.folder))
+            encoder = _text_encoder(base.folder / slot, component_class(library, name, base.folder))
+            size = sum(parameter.numel() for parameter in encoder.parameters())
+            text += size
+            if pattern := base.family.facts.trainable_encoders.get(slot):
+                live += size
+                layers += [tuple(module.weight.shape) for name, module in encoder.named_modules() if re.fullmatch(pattern, name)]
         elif part_of(slot) == "vae":
             vae = _autoencoder(base.folder / slot, component_class(library, name, base.folder))
     largest = max(sizes, key=lambda size: size[0] * size[1])
     encode, decode = _autoencoder_bytes(vae, base, largest)
     return Surroundings(_library_bytes() if device.type == "cpu" else 0, _file_bytes(base.folder / "transformer"), text,
-                        sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode)
+                        sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode,
+                        live, tuple(layers))
 
 
-def _count_text(folder: Path, component: type) -> int:
+def _text_encoder(folder: Path, component: type) -> torch.nn.Module:
     from accelerate import init_empty_weights
 
     config = component.config_class.from_pretrained(folder)
     with init_empty_weights(include_buffers=True):
-        return sum(parameter.numel() for parameter in component(config).parameters())
+        return component(config)
 
 
 def _autoencoder(folder: Path, component: type) -> Any:

@@ -25,6 +25,7 @@ from finetune.training.resume import check_continuation
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
 from finetune.training.sharding import Sharding, check_launch, wanted_sharding
+from finetune.training.text_training import check_trainable
 from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
 from finetune.training.tracking import accelerator_arguments
@@ -88,6 +89,8 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     from finetune.families.base_models import locate_base
 
     base = locate_base(recipe.base.model, recipe.base.revision)
+    if recipe.adapter.text_encoders:
+        check_trainable(base.family)
     with late_imports():
         training_set = build_training_set(recipe, base.family.facts, progress)
     _say_what_was_found(training_set, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from finetune.training.checkpoints import ADAPTER, newest_checkpoint
 from finetune.training.encode import Encodings
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, draw_samples
+from finetune.training.text_training import prove_encoders, together
 from finetune.training.token_training import export_tokens, with_tokens_from_file
 from finetune.training.training_set import TrainingSet
 
@@ -75,7 +76,7 @@ def _check_same_as_trained(family: ModelFamily, transformer: Any, adapter: Adapt
                            dtype: torch.dtype, where: str) -> None:
     from finetune.adapters.attach import attach
 
-    attach(transformer, adapter, "loaded")
+    attach(transformer, replace(adapter, text_encoders={}), "loaded")
     loaded = probe(family, transformer, encodings, training_set).cpu()
     difference = float((loaded - reference).norm() / reference.norm().clamp_min(1e-30))
     if not difference <= TOLERANCE[dtype]:
@@ -99,6 +100,7 @@ def prove_adapter(base: BaseModel, load: Callable[[], Any], dtype: torch.dtype, 
 
     Raises VerifyError naming what failed; the checkpoint is untouched then.
     """
+    from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.verify import verify_adapter
 
     family = base.family
@@ -107,7 +109,13 @@ def prove_adapter(base: BaseModel, load: Callable[[], Any], dtype: torch.dtype, 
     progress.say("loading the adapter file into a fresh base and checking it")
     pipeline = load()
     pipeline.transformer.eval()
-    verified = verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained)
+    parts = []
+    if trained.text_encoders:
+        caption = training_set.captions.variants[0][0]
+        part, encodings = prove_encoders(base, pipeline, read_adapter(run.adapter_file), encodings, caption, dtype, str(run.adapter_file))
+        parts.append(part)
+    parts.append(verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained))
+    verified = together(parts)
     _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, dtype, str(run.adapter_file))
     after = draw_samples(samples, family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
     before = sorted(run.samples.glob("step-000000-*.png"))

@@ -34,6 +34,7 @@ from finetune.training.resume import check_not_over, find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.sharding import proof_hold, shard_base
 from finetune.training.stop_signals import StopRequest, stop_on_signals
+from finetune.training.text_training import LiveEncodings, add_trainable, inject_encoders
 from finetune.training.token_training import named_parameters, parameter_groups
 from finetune.training.tracking import check_trackers, finish_trackers, start_trackers
 from finetune.training.training_set import TrainingSet
@@ -127,6 +128,16 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     return pipeline
 
 
+def _with_live_text(prepared: Prepared, pipeline: Any) -> tuple[Prepared, list[tuple[str, torch.nn.Parameter]]]:
+    """With LoRA on the text encoders, where the recipe wants it: encodings that pass through them, and their parameters."""
+    recipe, family = prepared.recipe, prepared.base.family
+    if not recipe.adapter.text_encoders:
+        return prepared, []
+    add_trainable(prepared.base, pipeline, prepared.base_dtype.dtype)
+    named = inject_encoders(family, pipeline, adapter_size(recipe), recipe.training.seed)
+    return replace(prepared, encodings=LiveEncodings(prepared.encodings, family, pipeline)), named
+
+
 def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress: Progress, watch_samples: SampleWatch | None) -> _Trained:
     """Train; afterwards the last checkpoint holds the adapter."""
     from finetune.adapters.kinds import start_parameters
@@ -134,7 +145,8 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
 
     recipe, run, accelerator = prepared.recipe, prepared.run, prepared.accelerator
     pipeline = _load_transformer(prepared, progress)
-    named = named_parameters(lora_parameters(pipeline.transformer), prepared.encodings)
+    prepared, of_text = _with_live_text(prepared, pipeline)
+    named = named_parameters([*lora_parameters(pipeline.transformer), *of_text], prepared.encodings)
     parameters = [parameter for _, parameter in named]
     optimizer_name = choose_optimizer(recipe.training.optimizer, accelerator.device).name
     optimizer = accelerator.prepare_optimizer(build_optimizer(optimizer_name, parameter_groups(named, recipe.training.lora_plus_ratio), 0.0, recipe.training.weight_decay))

@@ -14,6 +14,7 @@ from finetune.training.loop_state import LoopState
 from finetune.training.optimizers import optimizer_state, restore_optimizer
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
+from finetune.training.text_training import with_encoders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,7 +65,8 @@ def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameter
         "data_hash": prepared.training_set.data_hash,
     } | loop.as_json()
     with loop.exported():
-        adapter = collect_lora(transformer).with_provenance(**_provenance(prepared, loop.exported_step(step)))
+        learned = with_encoders(collect_lora(transformer), prepared.encodings, prepared.base.family)
+        adapter = learned.with_provenance(**_provenance(prepared, loop.exported_step(step)))
     try:
         write_checkpoint(prepared.run.checkpoints, step, tensors, state, lambda path: write_adapter(path, adapter))
     except OSError as problem:

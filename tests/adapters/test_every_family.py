@@ -22,7 +22,8 @@ def test_an_adapter_is_proven_on_its_base_and_bakes_into_it(family, tmp_path):
     pipeline.save_pretrained(tmp_path / "base")
     path = write_adapter(tmp_path / "a.safetensors", attention_adapter(family, pipeline.transformer))
     adapter = read_adapter(path, KEY_MAPS)
-    transformer, run = load_for_probe(str(tmp_path / "base"), None, Progress())
+    _, pipeline, _, run = load_for_probe(str(tmp_path / "base"), None, Progress())
+    transformer = pipeline.transformer
     result = verify_adapter(path, transformer, run, KEY_MAPS)
     assert result.placed == result.keys == 2 * len(adapter.modules) and result.restored and result.baked_equals_attached
     assert bake_pipeline(tmp_path / "base", tmp_path / "baked", [Weighted(adapter, 1.0)]) == len(adapter.modules)

@@ -1,0 +1,63 @@
+"""The part of an adapter that sits on a pipeline's text encoders: its names, and putting it into encoders that are loaded.
+
+Files name CLIP's layers `text_model.encoder.layers...`, as every reader expects. Newer transformers have dropped
+`text_model` from some of their models, so names are fitted to the encoder at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.attach import attach, set_weights
+from finetune.adapters.lora import adapter_names
+from finetune.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FLAT = "encoder.layers."
+NESTED = "text_model."
+
+
+def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that files have."""
+    return {NESTED + key if key.startswith(FLAT) else key: value for key, value in tensors.items()}
+
+
+def is_nested(encoder: nn.Module) -> bool:
+    """Whether the encoder's own names have `text_model` in them."""
+    return hasattr(encoder, NESTED.removesuffix("."))
+
+
+def fitted(adapter: AdapterFile, slot: str, nested: bool) -> AdapterFile:
+    """The part of `adapter` for the component `slot`, under the names of an encoder that is `nested` or not."""
+    part = adapter.part(slot)
+    if nested:
+        return part
+    return replace(part, tensors={key.removeprefix(NESTED): value for key, value in part.tensors.items()})
+
+
+def attach_encoders(pipeline: Any, adapter: AdapterFile, name: str, weight: float = 1.0) -> int:
+    """Add the adapter's text-encoder parts to the encoders of `pipeline`; returns the number of tensors placed.
+
+    Raises AdapterError for a component that the pipeline does not have, and as `attach` does.
+    """
+    placed = 0
+    for slot in adapter.text_encoders:
+        encoder = getattr(pipeline, slot, None)
+        if encoder is None:
+            raise AdapterError(f"the adapter trains {slot}, which this base does not have", fix="the adapter was made for another model")
+        part = fitted(adapter, slot, is_nested(encoder))
+        attach(encoder, part, name, weight)
+        placed += len(part.tensors)
+    return placed
+
+
+def set_encoder_weights(pipeline: Any, slots: Iterable[str], chosen: Mapping[str, float]) -> None:
+    """The strengths of the adapters on the encoders `slots`; 0 for those that `chosen` does not name."""
+    for slot in slots:
+        encoder = getattr(pipeline, slot)
+        set_weights(encoder, {name: chosen.get(name, 0.0) for name in adapter_names(encoder)})
