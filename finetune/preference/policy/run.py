@@ -154,6 +154,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     """LoRA on the base; an adapter to start from is baked in first, so that it is part of the reference."""
     from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.attach import attach, bake
+    from finetune.adapters.forms import OFT
     from finetune.adapters.lora import inject_lora, lora_parameters
     from finetune.families.key_layouts import KEY_MAPS
     from finetune.families.targets import resolve_targets
@@ -162,6 +163,8 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
         start = read_adapter(Path(settings.start), KEY_MAPS)
         if start.provenance.get("thinking_tokens"):
             raise BadInput("was trained with thinking tokens, which would stay behind", where=settings.start, fix="start from an adapter without them")
+        if start.uses_dora or start.form is OFT:
+            raise BadInput("a DoRA or an OFT does not add up with what is learned on top of it", where=settings.start, fix="bake it into the base first")
         attach(loaded.transformer, start, "start")
         bake(loaded.transformer)
     targets = resolve_targets(loaded.family.facts, settings.targets)
