@@ -19,7 +19,7 @@ def own_scan_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in ("pissa", "oft") else pytest.mark.thorough) for kind in OTHERS])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "pissa" else pytest.mark.thorough) for kind in OTHERS])
 def test_a_run_of_every_kind_is_proven_and_resumes_to_the_same_bits(kind, tiny_base, pictures, encodings_folder, tmp_path):
     recipe = small_recipe(tiny_base, pictures, adapter__kind=kind, **SHORT)
     result = train(recipe, tmp_path / "run", cache_folder=encodings_folder)
