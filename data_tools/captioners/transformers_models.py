@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 300
 THINKING_TOKENS = 1500
 FLORENCE_TASK = "<MORE_DETAILED_CAPTION>"
+HINTS = {"florence-2": "take a version that needs no code of its own, such as florence-community/Florence-2-base"}
 LARGEST_PIXELS = 1024 * 1024  # pictures are scaled down to this before a model sees them
 
 
@@ -38,7 +39,7 @@ def load(name: str, model: str, *, device: str = "auto", batch_size: int = 1, re
     except ImportError as error:
         raise BadInput(f"{model} needs a library that is missing: {' '.join(str(error).split())[:200]}", fix="install what the message names, in the version that fits your torch") from None
     except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise BadInput(f"{model} cannot be loaded: {' '.join(str(error).split())[:200]}", fix="check the folder or Hub identifier and that it is of this kind") from None
+        raise BadInput(f"{model} cannot be loaded: {' '.join(str(error).split())[:200]}", fix=HINTS.get(name, "check the folder or Hub identifier and that it is of this kind")) from None
     return classes[name](network.to(device).eval(), processor, model, batch_size=batch_size)
 
 
