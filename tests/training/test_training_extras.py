@@ -18,13 +18,11 @@ from finetune.training.run import train
 from tests.tiny_models import hunyuan_dit
 from tests.training.small_job import Crash, CrashingProgress, small_recipe, write_pictures
 
+# Each feature in one of the runs; together they cost less than one by one.
 FEATURES = {
-    "averaged weights": {"training__ema_decay": 0.9},
-    "held-out pictures": {"validation__share": 0.34, "validation__every": 2, "validation__levels": 2},
     "averaged weights, judged on held-out pictures": {"training__ema_decay": 0.9, "validation__share": 0.34, "validation__every": 3, "adapter__thinking_tokens": 2},
-    "LoRA+": {"training__lora_plus_ratio": 8.0},
-    "noise statistics": {"training__gradient_noise": True, "training__accumulation": 2},
-    "found learning rate": {"training__learning_rate": "find"},
+    "LoRA+ and noise statistics": {"training__lora_plus_ratio": 8.0, "training__gradient_noise": True, "training__accumulation": 2},
+    "found learning rate": {"training__learning_rate": "find", "training__optimizer": "adamw8bit"},
 }
 
 
@@ -87,15 +85,32 @@ def test_a_run_that_crashed_goes_on_to_the_bytes_of_an_unbroken_one(folder, name
         assert (resumed.adapter / path.name).read_bytes() == path.read_bytes()
     assert rows_of(folder / run / "log.jsonl") == rows_of(folder / name / "log.jsonl")
     assert state_of(folder / run)["best"] == state_of(folder / name)["best"]
+    if changes.get("training__learning_rate") == "find":
+        check_found(folder, name, unbroken)
     if "validation__share" in changes:
         assert rows_of(folder / run / "validation.jsonl") == rows_of(folder / name / "validation.jsonl")
 
 
+def check_found(folder, name, found):
+    """The search is shown, it left nothing behind in parameters and optimizer, and a run that lost its result says so."""
+    search = json.loads((folder / name / "learning_rate.json").read_text())
+    assert 1e-6 < search["chosen"] < search["rates"][search["losses"].index(min(search["losses"]))]
+    assert found.reasons["learning rate"].startswith(f"{search['chosen']:g}")
+    assert f"taken: {search['chosen']:.2g}" in (folder / name / "report.html").read_text()
+    given = run_of(folder, "given", training__learning_rate=search["chosen"], training__optimizer="adamw8bit")
+    assert all(torch.equal(tensor, tensors_of(given)[key]) for key, tensor in tensors_of(found).items())
+    assert rows_of(folder / name / "log.jsonl") == rows_of(folder / "given" / "log.jsonl")
+    (folder / name / "learning_rate.json").write_text("{")
+    with pytest.raises(RunFolderError, match="cannot be read") as refusal:
+        run_of(folder, name, resume=True, training__learning_rate="find", training__optimizer="adamw8bit", training__steps=9)
+    assert "training.learning_rate" in refusal.value.fix
+
+
 def test_the_exported_adapter_is_the_moving_average_of_the_steps_and_says_so(folder):
-    result = run_of(folder, "averaged", training__ema_decay=0.5, training__checkpoint_every=1, training__keep_checkpoints=8)
+    result = run_of(folder, "averaged", training__ema_decay=0.5, training__checkpoint_every=1, training__keep_checkpoints=8, training__steps=5)
     run = folder / "averaged"
     average = kept_of(run, "average", 1)
-    for step in range(2, 9):
+    for step in range(2, 6):
         # n updates were made before this one.
         decay = min(0.5, (1 + step - 1) / (10 + step - 1))
         now = kept_of(run, "parameter", step)
@@ -103,21 +118,23 @@ def test_the_exported_adapter_is_the_moving_average_of_the_steps_and_says_so(fol
     exported = tensors_of(result)
     for name, held in average.items():
         assert torch.allclose(exported[f"transformer.{name}"], held, rtol=1e-5, atol=1e-7)
-        assert not torch.equal(exported[f"transformer.{name}"], kept_of(run, "parameter")[name])
+        assert not torch.equal(exported[f"transformer.{name}"], kept_of(run, "parameter", 5)[name])
     assert read_adapter(result.adapter).provenance["ema_decay"] == 0.5
     assert "averaged with decay 0.5" in result.reasons["adapter"] and "averaged with decay 0.5" in (run / "report.html").read_text()
 
 
 def test_held_out_pictures_are_named_and_never_trained(folder):
     progress = Listening()
-    run_of(folder, "held", progress, validation__share=0.34, training__steps=2)
+    result = run_of(folder, "held", progress, validation__share=0.34, validation__every=1, validation__keep_best=False, training__learning_rate=0.2, training__steps=2)
     data = json.loads((folder / "held" / "data.json").read_text())
     held = [path.rpartition("/")[2] for path in data["held_out"]]
     assert len(held) == 2 and data["pictures"] == 4
     assert f"2 pictures are held out and not trained: {', '.join(held)}" in progress.said
     page = (folder / "held" / "report.html").read_text()
     assert f"2 were held out and never trained: {', '.join(held)}" in page and "Loss on held-out pictures" in page
-    assert [row["step"] for row in rows_of(folder / "held" / "validation.jsonl")] == [0, 2]
+    assert [row["step"] for row in rows_of(folder / "held" / "validation.jsonl")] == [0, 1, 2]
+    # Where the best is not wanted, the last one is exported.
+    assert result.exported_step == 2 and all(torch.equal(tensors_of(result)[f"transformer.{name}"], tensor) for name, tensor in kept_of(folder / "held", "parameter", 2).items())
 
 
 def test_the_adapter_of_the_lowest_held_out_loss_is_exported_and_too_long_without_a_lower_one_ends_the_run(folder):
@@ -142,12 +159,6 @@ def test_the_adapter_of_the_lowest_held_out_loss_is_exported_and_too_long_withou
     assert run_of(folder, "best", resume=True, **changes).steps == result.steps
 
 
-def test_the_last_adapter_is_exported_where_the_best_is_not_wanted(folder):
-    result = run_of(folder, "last", validation__share=0.34, validation__every=1, validation__keep_best=False, training__learning_rate=0.05, training__steps=6)
-    kept = kept_of(folder / "last", "parameter", 6)
-    assert result.exported_step == 6 and all(torch.equal(tensors_of(result)[f"transformer.{name}"], tensor) for name, tensor in kept.items())
-
-
 def test_when_sample_pictures_end_a_run_the_last_one_in_order_is_exported(folder):
     recipe = recipe_of(folder, samples__every=2, samples__stop_on_copies=True)
     result = train(recipe, folder / "copies", cache_folder=folder / "cache",
@@ -161,28 +172,6 @@ def test_patience_without_held_out_pictures_is_refused(folder):
         run_of(folder, "patient", validation__patience=2)
 
 
-def test_the_found_learning_rate_trains_as_if_it_had_been_given_and_is_shown(folder):
-    found = run_of(folder, "found", training__learning_rate="find", training__optimizer="adamw8bit")
-    search = json.loads((folder / "found" / "learning_rate.json").read_text())
-    assert 1e-6 < search["chosen"] < search["rates"][search["losses"].index(min(search["losses"]))]
-    given = run_of(folder, "given", training__learning_rate=search["chosen"], training__optimizer="adamw8bit")
-    # The search left nothing behind: neither in the parameters nor in the optimizer.
-    assert all(torch.equal(tensor, tensors_of(given)[name]) for name, tensor in tensors_of(found).items())
-    assert rows_of(folder / "found" / "log.jsonl") == rows_of(folder / "given" / "log.jsonl")
-    assert f"taken: {search['chosen']:.2g}" in (folder / "found" / "report.html").read_text()
-    assert found.reasons["learning rate"].startswith(f"{search['chosen']:g}")
-
-
-def test_a_run_that_lost_its_found_learning_rate_says_so(folder):
-    changes = {"training__learning_rate": "find", "training__steps": 4, "training__checkpoint_every": 2}
-    with pytest.raises(Crash):
-        run_of(folder, "lost", CrashingProgress(3), **changes)
-    (folder / "lost" / "learning_rate.json").write_text("{")
-    with pytest.raises(RunFolderError, match="cannot be read") as refusal:
-        run_of(folder, "lost", resume=True, **changes)
-    assert "training.learning_rate" in refusal.value.fix
-
-
 def test_b_matrices_take_steps_larger_by_the_ratio(folder):
     plain = run_of(folder, "plain", training__steps=1)
     plus = run_of(folder, "plus", training__steps=1, training__lora_plus_ratio=8.0)
@@ -194,8 +183,8 @@ def test_b_matrices_take_steps_larger_by_the_ratio(folder):
 
 
 def test_measuring_the_gradients_noise_changes_nothing_else_and_is_reported(folder):
-    watched = run_of(folder, "watched", training__gradient_noise=True, training__accumulation=3)
-    plain = run_of(folder, "unwatched", training__accumulation=3)
+    watched = run_of(folder, "watched", training__gradient_noise=True, training__accumulation=2, training__steps=3)
+    plain = run_of(folder, "unwatched", training__accumulation=2, training__steps=3)
     assert all(torch.equal(tensor, tensors_of(plain)[name]) for name, tensor in tensors_of(watched).items())
     rows = rows_of(folder / "watched" / "log.jsonl")
     assert all(math.isfinite(row["gradient_signal"]) and math.isfinite(row["gradient_noise"]) for row in rows)
