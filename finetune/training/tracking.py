@@ -55,7 +55,9 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, run: RunFolder, sta
     try:
         accelerator.init_trackers(recipe.tracking.project, None if start else told, arguments)
     except Exception as problem:
-        # Whatever a tracker raises (no login, no network, a folder it cannot write) means the same here.
+        # Whatever a tracker raises (no login, no network, a folder it cannot write) means the same here. One that never
+        # began has nothing to finish.
+        accelerator.trackers = [tracker for tracker in accelerator.trackers if getattr(tracker, "tracker", None) is not None]
         raise BadInput(f"a tracker did not start ({type(problem).__name__}: {str(problem).partition(chr(10))[0][:200]})", where="tracking.trackers",
                        fix="log in to it, use its offline mode (WANDB_MODE=offline), or leave it out") from problem
 

@@ -162,7 +162,7 @@ def test_the_adapter_of_the_lowest_held_out_loss_is_exported_and_too_long_withou
 def test_when_sample_pictures_end_a_run_the_last_one_in_order_is_exported(folder):
     recipe = recipe_of(folder, samples__every=2, samples__stop_on_copies=True)
     result = train(recipe, folder / "copies", cache_folder=folder / "cache",
-                   watch_samples=lambda step, *_: {"near_copies": step / 8, "drift": None, "stop": "it copies" if step >= 6 else None})
+                   watch_samples=lambda step, *_: {"near_copies": step / 8, "nearest": 0.5, "pairs": [], "drift": None, "stop": "it copies" if step >= 6 else None})
     assert (result.steps, result.exported_step, result.ended) == (6, 4, "it copies")
     assert [row.get("near_copies") for row in rows_of(folder / "copies" / "log.jsonl")] == [None, 0.25, None, 0.5, None, 0.75]
 
