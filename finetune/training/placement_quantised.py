@@ -20,6 +20,7 @@ from finetune.errors import TrainingError
 from finetune.families.loading import iterate_tensors, weight_files
 from finetune.families.mapped_pages import trim_heap
 from finetune.training.encoding_cache import component_fingerprint, key_of
+from finetune.training.placement_nf4 import quantise_nf4
 
 # Raised when the same weights would be quantised to other numbers than before.
 QUANTISING_VERSION = "1"
@@ -33,15 +34,12 @@ def quantise(weight: Tensor, hold: str) -> dict[str, Tensor]:
 
     hold: "int8" (one scale a row, LLM.int8) or "nf4" (blocks of 64, their scales quantised again, QLoRA).
     """
-    from bitsandbytes import functional
-
     if hold == "int8":
         # float32 throughout: bitsandbytes' own rounding, without its detour over float16.
         scales = weight.float().abs().amax(dim=1)
         packed = torch.round(weight.float() * (127 / scales.clamp_min(1e-30)).unsqueeze(1)).to(torch.int8)
         return {"": packed, "SCB": scales}
-    packed, state = functional.quantize_4bit(weight.contiguous(), compress_statistics=True, quant_type="nf4")
-    return {"": packed, **{name: value.clone() for name, value in state.as_dict(packed=True).items()}}
+    return quantise_nf4(weight)
 
 
 def _parts(tensors: Iterator[tuple[str, Tensor]], wanted: Collection[str], hold: str) -> Iterator[tuple[str, Tensor]]:
