@@ -48,25 +48,28 @@ class VerifyResult:
 
 
 def verify_adapter(path: Path | str, fresh_model: nn.Module, run: Callable[[nn.Module], Tensor],
-                   key_maps: Mapping[str, KeyMap] | None = None, *, trained: AdapterFile | None = None) -> VerifyResult:
+                   key_maps: Mapping[str, KeyMap] | None = None, *, trained: AdapterFile | None = None,
+                   seen: Callable[[Tensor], None] = lambda tensor: None) -> VerifyResult:
     """Prove the file at `path` on `fresh_model`, which must carry no adapter and is returned to what it was.
 
     run: one deterministic forward of the model, same inputs every time.  trained: the adapter in memory that the file
-    was written from; its tensors must equal the file's. Raises VerifyError that names what failed, AdapterError when
+    was written from; its tensors must equal the file's.  seen: called with every weight that was looked at as a whole, so
+    that one which lies in a mapped file need not stay in memory. Raises VerifyError that names what failed, AdapterError when
     the file cannot be read or does not fit.
     """
     adapter = read_adapter(path, key_maps)
     if trained is not None:
         _same_tensors(adapter, trained, str(path))
-    return prove_on(adapter, fresh_model, run, str(path))
+    return prove_on(adapter, fresh_model, run, str(path), seen)
 
 
-def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Module], Tensor], where: str) -> VerifyResult:
+def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Module], Tensor], where: str,
+             seen: Callable[[Tensor], None] = lambda tensor: None) -> VerifyResult:
     """The same for an adapter that is read already; text encoders that it also trains are proven apart, on themselves."""
     if adapter_names(fresh_model):
         raise VerifyError("the model to verify on already carries an adapter", where=where)
     adapter = replace(adapter, text_encoders={})
-    before = fingerprints(fresh_model)
+    before = fingerprints(fresh_model, seen)
     base = _output(run, fresh_model)
     placed = attach(fresh_model, adapter, NAME)
     try:
@@ -75,7 +78,7 @@ def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Mod
     finally:
         if adapter_names(fresh_model):
             detach(fresh_model, NAME)
-    after = fingerprints(fresh_model)
+    after = fingerprints(fresh_model, seen)
     if after != before:
         odd = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
         raise VerifyError(f"{len(odd)} base tensors changed, first {odd[0]}", where=where)
@@ -163,7 +166,7 @@ def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str
     return error
 
 
-def fingerprints(model: nn.Module) -> dict[str, str]:
+def fingerprints(model: nn.Module, seen: Callable[[Tensor], None] = lambda tensor: None) -> dict[str, str]:
     """Name of every parameter and buffer -> hash of its bytes, dtype and shape."""
     import torch
 
@@ -172,4 +175,5 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         raw = flat.view(torch.uint8).numpy() if flat.numel() else b""
         found[key] = hashlib.blake2b(raw, digest_size=16, person=str(tensor.dtype).encode()[:16]).hexdigest() + str(tuple(tensor.shape))
+        seen(tensor.detach())
     return found

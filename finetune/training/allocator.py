@@ -10,15 +10,22 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 # Activations of a training step are below this; whole weights are above, and go back to the system when freed.
 LARGEST_KEPT_BYTES = 64 * 2**20
+# Where memory matters more than time: only small tensors are kept, so that hardly more is taken than is alive.
+LARGEST_KEPT_WHEN_SHORT = 2**20
 KEPT_BYTES = 2**30
+Settings = tuple[tuple[int, int], ...]
 
 
-def keep_freed_memory() -> bool:
+def heap_settings(short: bool) -> Settings:
+    """What to tell mallopt(3), as (number, value). short: where memory matters more than time."""
+    return (M_MMAP_THRESHOLD, LARGEST_KEPT_WHEN_SHORT if short else LARGEST_KEPT_BYTES), (M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, LARGEST_KEPT_BYTES)
+
+
+def keep_freed_memory(short: bool = False) -> bool:
     """Tell the allocator of this process; True if it was glibc's and took the settings. Harmless to repeat."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES), (M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, LARGEST_KEPT_BYTES))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    return all([mallopt(name, value) == 1 for name, value in heap_settings(short)])

@@ -19,9 +19,10 @@ from torch import nn
 
 from data_tools.progress import Progress
 from finetune.families.loading import weight_files
-from finetune.families.mapped_pages import mapped_range, trim_heap
+from finetune.families.mapped_pages import mapped_range, release_pages, trim_heap
 from finetune.families.protocol import FamilyFacts
 from finetune.families.targets import keeps_full_precision
+from finetune.training.allocator import keep_freed_memory
 from finetune.training.precision import DTYPES, PrecisionChoice
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def choose_hold(setting: str, base_dtype: PrecisionChoice, precision: PrecisionC
     return Hold(name, torch.float32 if name == "fp32" else precision.dtype, reason)
 
 
+def memory_is_short(hold: Hold) -> bool:
+    """Whether whoever holds the weights so wants to save memory rather than time: then large freed tensors are not kept either."""
+    return hold.name in ("nf4", "streamed")
+
+
 def may_quantise(name: str, facts: FamilyFacts) -> bool:
     """Whether a linear layer belongs to attention or feed-forward and is not one that the family wants in full precision."""
     pattern = facts.targets.get("attention_ff", facts.targets["attention"])
@@ -74,6 +80,8 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
     stay: the transformer stays in host memory, for `sharding` to divide.
     Weights come straight from the mapped file, tensor by tensor: never twice in memory.
     """
+    if device.type == "cpu":
+        keep_freed_memory(memory_is_short(hold))
     if hold.storage == hold.compute:
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), hold.compute)
     else:
@@ -99,22 +107,45 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
         for name in wanted:
             _replace(model, name, _quantised_layer(linears[name], parts_of.pop(name), hold, device, scratch))
         linears = {name: linear for name, linear in linears.items() if name not in set(wanted)}
-    files = _mapped_files(base) if hold.name == "streamed" and device.type == "cpu" else []
+    files = mapped_files(base)
     for name, linear in linears.items():
-        weight = linear.weight.data if hold.storage is None else linear.weight.data.to(hold.storage)
+        weight = linear.weight.data if hold.storage is None else _cast(linear.weight.data, hold.storage, files)
         if weight.dtype == hold.compute and device.type == "cpu":
             continue
         if device.type == "cuda" and hold.name == "streamed":
             weight = weight.pin_memory()
         elif device.type == "cuda":
             weight = weight.to(device)
-        _replace(model, name, HeldLinear(linear, weight, scratch, next((file for file in files if weight.data_ptr() in file), range(0))))
-    _cast_the_rest(model, hold.compute)
+        # What stays in the file gives its pages back after use. In a quantised model too: where the layers that are too delicate
+        # to quantise hold billions of numbers, they would weigh more than all the others.
+        given_back = _file_of(weight, files) if hold.storage is None and device.type == "cpu" else range(0)
+        _replace(model, name, HeldLinear(linear, weight, scratch, given_back))
+    _cast_the_rest(model, hold.compute, files)
     model.computes_in = hold.compute
 
 
-def _mapped_files(base: BaseModel) -> list[range]:
+def mapped_files(base: BaseModel) -> list[range]:
+    """Addresses of the files that the transformer's weights are mapped from."""
     return [mapped_range(path) for path in weight_files(base.folder / "transformer")]
+
+
+def _file_of(tensor: torch.Tensor, files: list[range]) -> range:
+    """Addresses of the mapped file that the tensor lies in; empty where it lies in none."""
+    return next((file for file in files if tensor.data_ptr() in file), range(0))
+
+
+def give_back(tensor: torch.Tensor, files: list[range]) -> None:
+    """Forget the pages of a weight in a mapped file; read again, they come back."""
+    if tensor.device.type == "cpu":
+        release_pages(tensor, _file_of(tensor, files))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, files: list[range]) -> torch.Tensor:
+    """In another format. The file's pages that were read for it are given back, so that it does not lie in memory twice."""
+    cast = tensor.to(dtype)
+    if cast is not tensor:
+        give_back(tensor, files)
+    return cast
 
 
 def _quantised_layer(linear: nn.Linear, parts: dict[str, torch.Tensor], hold: Hold, device: torch.device, scratch: Scratch) -> nn.Module:
@@ -132,7 +163,7 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, layer)
 
 
-def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
+def _cast_the_rest(model: nn.Module, dtype: torch.dtype, files: list[range]) -> None:
     """Everything that is neither held nor quantised, in the computation's format. What the library keeps in float32 stays."""
     from finetune.training.placement_linear import HeldLinear
 
@@ -143,4 +174,4 @@ def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
         for leaf, parameter in module.named_parameters(recurse=False):
             is_held = leaf == "weight" and isinstance(module, HeldLinear)
             if parameter.is_floating_point() and not is_held and leaf not in kept:
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = _cast(parameter.data, dtype, files)

@@ -14,6 +14,7 @@ import torch
 from data_tools.atomic_files import write_text
 from data_tools.progress import Progress
 from finetune.errors import BadInput
+from finetune.families.mapped_pages import trim_heap
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
 from finetune.training.encoding_cache import EncodingCache
@@ -120,6 +121,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         progress.say(f"{cache.mended} damaged encodings were made again")
     encodings = with_tokens(encodings, recipe, base, training_set, accelerator.device)
     gc.collect()
+    trim_heap()  # what the encoders took
     return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder, sharding=sharding)
 
 

@@ -18,6 +18,7 @@ from finetune.randomness import generator
 from finetune.sampling_sheets import before_after_sheet
 from finetune.training.checkpoints import ADAPTER, newest_checkpoint
 from finetune.training.encode import Encodings
+from finetune.training.placement import Hold, give_back, mapped_files
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, draw_samples
 from finetune.training.text_training import prove_encoders, together
@@ -92,11 +93,11 @@ def write_sheet(before: list[Path], after: list[Path], prompts: list[str], path:
         sheet.save(temporary, format="PNG")
 
 
-def prove_adapter(base: BaseModel, load: Callable[[], Any], dtype: torch.dtype, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
+def prove_adapter(base: BaseModel, load: Callable[[], Any], hold: Hold, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
                   samples: SamplePlan, device: torch.device, progress: Progress) -> Proof:
     """Export the adapter of `step`, load it into a fresh base, verify it, draw with it and put before and after side by side.
 
-    load: gives a fresh pipeline, its weights held as in training.  dtype: in which it takes products.
+    load: gives a fresh pipeline, its weights held as in training.  hold: how that is.
 
     Raises VerifyError naming what failed; the checkpoint is untouched then.
     """
@@ -112,11 +113,13 @@ def prove_adapter(base: BaseModel, load: Callable[[], Any], dtype: torch.dtype, 
     parts = []
     if trained.text_encoders:
         caption = training_set.captions.variants[0][0]
-        part, encodings = prove_encoders(base, pipeline, read_adapter(run.adapter_file), encodings, caption, dtype, str(run.adapter_file))
+        part, encodings = prove_encoders(base, pipeline, read_adapter(run.adapter_file), encodings, caption, hold.compute, str(run.adapter_file))
         parts.append(part)
-    parts.append(verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained))
+    files = mapped_files(base) if hold.storage is None else []
+    parts.append(verify_adapter(run.adapter_file, pipeline.transformer, lambda model: probe(family, model, encodings, training_set), trained=trained,
+                                seen=lambda tensor: give_back(tensor, files)))
     verified = together(parts)
-    _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, dtype, str(run.adapter_file))
+    _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, hold.compute, str(run.adapter_file))
     after = draw_samples(samples, family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
     before = sorted(run.samples.glob("step-000000-*.png"))
     write_sheet(before, after, [request.prompt for request in samples.requests], run.sheet)

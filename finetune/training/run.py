@@ -14,6 +14,7 @@ import torch
 from data_tools.progress import Progress
 from data_tools.scan import LeftOut
 from finetune.errors import RunFolderError
+from finetune.families.mapped_pages import trim_heap
 from finetune.objectives import LossWeighting, TimestepSampling
 from finetune.recipe import Recipe
 from finetune.training.adapter_size import adapter_size
@@ -100,8 +101,10 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
         prepared = settle(prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress), progress)
         with stop_on_signals() as stop:
             trained = _train_adapter(prepared, resume, stop, progress, watch_samples)
-        # The trained model is gone here: what follows must prove itself from the file alone.
+        # The trained model is gone here: what follows must prove itself from the file alone. Its memory goes back to the
+        # system, since the holes that it leaves are cut too exactly for a second model to fit in.
         gc.collect()
+        trim_heap()
         accelerator.wait_for_everyone()
         return _finish(prepared, trained, began, progress) if accelerator.is_main_process else None
     finally:
@@ -201,7 +204,7 @@ def _finish(prepared: Prepared, trained: _Trained, began: float, progress: Progr
     prepared.reasons.update(state.reasons(trained.steps))
     for line in state.reasons(trained.steps).values():
         progress.say(f"exported: {line}")
-    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold.compute, run, trained.steps, trained.reference, prepared.encodings, prepared.training_set,
+    proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold, run, trained.steps, trained.reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began
     result = TrainingResult(run.path, run.adapter, trained.steps, trained.resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from functools import partial
 
 import pytest
 import torch
@@ -75,6 +76,12 @@ def loss_of(specimen, model):
     return specimen.predict(model, noisy, timestep, specimen.conditionings).square().mean()
 
 
+def counted(kept, tensor):
+    """Adds the bytes that autograd keeps of a tensor to the last of `kept`."""
+    kept[-1] += tensor.nbytes
+    return tensor
+
+
 def test_lora_on_every_preset_gets_gradients_and_checkpointing_does_not_change_them(specimen):
     for preset, targets in specimen.family.facts.targets.items():
         if preset == "self_attention":
@@ -85,12 +92,16 @@ def test_lora_on_every_preset_gets_gradients_and_checkpointing_does_not_change_t
         for name, parameter in parameters.items():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        found = []
+        found, kept = [], []
         for checkpointed in (0, 1, 99) if preset == "attention" else (0,):
             model.zero_grad()
             specimen.family.prepare(model, checkpointed)
-            loss_of(specimen, model).backward()
+            kept.append(0)
+            with torch.autograd.graph.saved_tensors_hooks(partial(counted, kept), lambda tensor: tensor):
+                loss = loss_of(specimen, model)
+            loss.backward()
             found.append({name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()})
+        assert sorted(set(kept), reverse=True) == kept, "a checkpointed block keeps its activations"
         assert len(names) == len(set(names)) > 0
         assert all(p.grad is None for name, p in model.named_parameters() if "lora_" not in name)
         excused = re.compile(NEVER_TRAINED.get(specimen.name, "(?!)"))

@@ -110,6 +110,20 @@ def test_quantising_keeps_the_values_to_the_precision_of_its_format(hold, bits, 
     assert parts[""].nbytes * 8 == weight.numel() * bits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nf4_has_the_bits_of_the_library(dtype):
+    from bitsandbytes import functional
+
+    weight = torch.randn(96, 3584, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(dtype)
+    weight[3] = 0
+    weight[4, ::7] *= 1000
+    packed, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    expected = {"": packed, **state.as_dict(packed=True)}
+    found = quantise(weight, "nf4")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items())
+
+
 def test_auto_holds_the_base_dtype_and_computes_in_the_precision():
     fp32, bf16 = PrecisionChoice("fp32", "no GPU"), PrecisionChoice("bf16", "asked for")
     assert choose_hold("auto", fp32, fp32).name == "fp32"
@@ -157,6 +171,38 @@ def test_streamed_weights_do_not_stay_in_memory(tmp_path):
     assert torch.equal(layer(x), torch.nn.functional.linear(x, values.float()))
     resident = Path("/proc/self/smaps").read_text().split(str(path.resolve()))[1].split("Rss:")[1].split()[0]
     assert int(resident) * 1024 < values.nbytes / 8
+
+
+@pytest.fixture(scope="module")
+def wide_base(tmp_path_factory):
+    """A base in bf16 whose layers that are not quantised weigh more than a page: 6 MiB of modulation."""
+    from diffusers import HunyuanDiT2DModel
+
+    folder = tmp_path_factory.mktemp("wide") / "base"
+    pipeline = TINY["hunyuan_dit"].build()
+    config = dict(pipeline.transformer.config) | {"num_attention_heads": 8, "attention_head_dim": 64, "hidden_size": 512, "num_layers": 6, "mlp_ratio": 0.25}
+    pipeline.transformer = HunyuanDiT2DModel(**{key: value for key, value in config.items() if not key.startswith("_")}).to(torch.bfloat16)
+    pipeline.save_pretrained(folder)
+    return locate_base(str(folder))
+
+
+def resident(path):
+    """Bytes of the mapped file that lie in this process's memory."""
+    parts = Path("/proc/self/smaps").read_text().split(str(path.resolve()))[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) * 1024 for part in parts)
+
+
+@pytest.mark.parametrize("hold", ["fp32", "fp16", "nf4"])
+def test_weights_that_were_cast_or_used_do_not_stay_a_second_time(wide_base, hold, tmp_path):
+    """Loading and a forward pass leave none of the file's own pages behind, whichever weights were cast, held or quantised."""
+    (path,) = weight_files(wide_base.folder / "transformer")
+    model = load_held(wide_base, Hold(hold, torch.float32, ""), CPU, tmp_path, Progress()).transformer
+    layers = [module for module in model.modules() if type(module).__name__ == "HeldLinear"]
+    assert layers or hold == "fp32"
+    with torch.no_grad():
+        for layer in layers:
+            layer(torch.ones(1, layer.in_features))
+    assert resident(path) < path.stat().st_size / 5
 
 
 def test_files_of_a_base_are_left_as_they_are(half_base):
