@@ -19,16 +19,22 @@ from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_extras, plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
+from finetune.training.allocator import heap_settings
+from finetune.training.encoding_cache import MEMORY_BYTES
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import Hold, choose_hold
+from finetune.training.placement import Hold, choose_hold, held_linears, memory_is_short
+from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.precision import choose_base_dtype, choose_precision
 
 # Bytes of optimizer state for one trainable number.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adafactor": 0.1, "lion8bit": 1.05}
-# Freed memory that the allocator keeps between the parts of a step, as a share of the activations; that of a GPU is not measured.
-FRAGMENTS = {"cpu": 0.65, "cuda": 0.1}
+# Freed memory that the allocator keeps between the parts of a step, as a share of the activations. A CPU's heap is asked
+# itself (`plan_allocator`); a formula knows nothing of it; a GPU's allocator rounds sizes, and was not measured.
+FRAGMENTS = {"cpu": 0.0, "formula": 1.0, "cuda": 0.1}
 GIB = 1 << 30
+# Wall seconds for one of work above which a plan says that it was made on a busy machine.
+BUSY = 1.3
 
 
 @dataclass(frozen=True)
@@ -96,17 +102,32 @@ class Ground:
     model: torch.nn.Module
     config: dict[str, Any]
     held_out: int = 0
-    costs: dict[int, plan_model.StepCost] = field(default_factory=dict)
-    rate: float | None = None
+    costs: dict[tuple[int, bool, bool], plan_model.StepCost] = field(default_factory=dict)
+    speed: Speed | None = None
+    expansions: dict[str, float] = field(default_factory=dict)
 
-    def cost(self, recipe: Recipe, compute_bytes: float) -> plan_model.StepCost:
-        batch = recipe.training.batch_size
-        if batch not in self.costs:
+    def step_seconds(self, cost: plan_model.StepCost, hold: Hold, batch: int, checkpointed: int) -> float:
+        """Of one forward and backward pass. The machine is probed once, and once more for each way to hold the weights."""
+        if self.speed is None:
+            shape = self.base.family.shape(self.config)
+            tokens = int(batch * max(height * width for height, width in self.sizes) * shape.tokens_per_pixel)
+            self.speed = probe_speed(shape, tokens, self.device, hold.compute)
+        if hold.name not in self.expansions:
+            self.expansions[hold.name] = probe_expansion(hold, self.device)
+        held = sum(linear.weight.numel() for linear in held_linears(self.model, self.base.family.facts).values())
+        return self.speed.step_seconds(cost, checkpointed, held, self.expansions[hold.name])
+
+    def cost(self, recipe: Recipe, hold: Hold, checkpointed: bool) -> plan_model.StepCost:
+        """Traced once for a batch size, and once more where blocks are checkpointed."""
+        batch, short = recipe.training.batch_size, memory_is_short(hold)
+        if (batch, checkpointed, short) not in self.costs:
             largest = max(self.sizes, key=lambda size: size[0] * size[1])
             targets = resolve_targets(self.base.family.facts, recipe.adapter.targets)
-            self.costs[batch] = plan_model.step_cost(self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch,
-                                                     largest, compute_bytes)
-        return self.costs[batch]
+            heap = heap_settings(short) if self.device.type == "cpu" else None
+            self.costs[batch, checkpointed, short] = plan_model.step_cost(
+                self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest,
+                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap)
+        return self.costs[batch, checkpointed, short]
 
 
 def available_bytes(device: torch.device) -> int:
@@ -146,33 +167,36 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     """The plan for these settings. encoded: everything is in the cache, so that no encoder will be loaded."""
     facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
     compute_bytes = float(torch.finfo(hold.compute).bits // 8)
-    cost = ground.cost(recipe, compute_bytes)
+    cost = ground.cost(recipe, hold, checkpointed > 0)
     trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), adapter_size(recipe))
     if recipe.adapter.text_encoders:
         trainable += sum(recipe.adapter.rank * sum(shape) for shape in around.live_layers)
     optimizer = choose_optimizer(recipe.training.optimizer, device).name
-    weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes)
-    activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type])
+    weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes, stay_in_file=device.type == "cpu")
+    activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
         "libraries": around.library_bytes, "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
+        "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes
     phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
-    proof = plan_phases.proof_bytes(ground.model, facts, hold, recipe, around)
-    phases["proof"] = around.library_bytes + weights + around.vae_parameters * compute_bytes + proof
+    # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
+    adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
+    phases["proof"] = sum(parts[name] for name in ("libraries", "weights", "autoencoder", "encodings")) + adapters + plan_phases.proof_bytes(
+        ground.model, facts, hold, recipe, around)
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
     work = cost.work(checkpointed) * recipe.training.accumulation
-    if ground.rate is None:
-        ground.rate = plan_phases.product_rate(ground.sizes, recipe.training.batch_size, ground.base.family.shape(ground.config), device, hold.compute)
-    seconds = work / (ground.rate * plan_phases.EFFICIENCY) + recipe.training.accumulation * cost.operations * plan_phases.OPERATION_SECONDS
+    seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed)
     notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
     notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
     if recipe.adapter.text_encoders:
         notes.append("the trained text encoders stay in memory beside the transformer, and captions pass through them at every step (time not counted)")
+    if ground.speed.busy > BUSY:
+        notes.append(f"other programs use this machine now: steps take {ground.speed.busy:.1f} times as long as on a quiet one, which seconds_per_step counts in")
     if device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
@@ -182,14 +206,18 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
                 notes=notes)
 
 
-def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: Hold) -> dict[str, int]:
-    """Bytes that the run will add to the cache and to its folder."""
+def _encodings_bytes(ground: Ground) -> int:
+    """Of all latents and captions."""
     shape = ground.base.family.shape(ground.config)
     largest = max(height * width for height, width in ground.sizes)
     latents = 2 * 4 * shape.latent_channels * largest / shape.latent_factor**2
-    captions = max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config)
+    return int(ground.pictures * latents + max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config))
+
+
+def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: Hold) -> dict[str, int]:
+    """Bytes that the run will add to the cache and to its folder."""
     checkpoint = trainable * (4 + 4 + OPTIMIZER_BYTES[optimizer] + 4 * copies_of_weights(recipe, ground.held_out > 0))
-    found = {"cache": ground.pictures * latents + captions, "checkpoints": checkpoint * recipe.training.keep_checkpoints, "adapter": trainable * 4,
+    found = {"cache": _encodings_bytes(ground), "checkpoints": checkpoint * recipe.training.keep_checkpoints, "adapter": trainable * 4,
              "quantised_base": plan_model.weight_bytes(ground.model, ground.base.family.facts, hold.name, 0, 0) if hold.name in ("int8", "nf4") else 0}
     return {name: int(size) for name, size in found.items()} | {"total": int(sum(found.values()))}
 
@@ -199,7 +227,10 @@ def fewest_checkpoints(ground: Ground, recipe: Recipe, hold: Hold, budget: int, 
     wanted = recipe.training.checkpointed_blocks
     if wanted != "auto":
         return estimate(ground, recipe, hold, wanted, budget, encoded)
-    low, high = 0, estimate(ground, recipe, hold, 0, budget, encoded).settings["blocks"]
+    none = estimate(ground, recipe, hold, 0, budget, encoded)
+    if none.fits:
+        return none
+    low, high = 1, none.settings["blocks"]
     while low < high:
         middle = (low + high) // 2
         if estimate(ground, recipe, hold, middle, budget, encoded).fits:

@@ -11,14 +11,19 @@ from finetune.training.placement import Hold
 
 # How the weights could be held, from dear to cheap in memory, and what that costs.
 SMALLER_HOLDS = (
-    ("bf16", "weights are cast when used, a few per cent of the time; the same result where the file is bf16"),
-    ("nf4", "weights are rounded to 4 bits, so the adapter is trained on a slightly different base; 10 to 50 % more time on a CPU"),
-    ("streamed", "every weight is read from host memory when it is used: up to 1.8x the time on a CPU, the bus's speed on a GPU"),
+    ("bf16", "weights are cast when used; the same result where the file is bf16"),
+    ("nf4", "weights are rounded to 4 bits, so the adapter is trained on a slightly different base"),
+    ("streamed", "every weight is read from the file when it is used, on a GPU over the bus"),
 )
 
 
 def _changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+def _more_time(extra: float) -> str:
+    """By this machine's probe."""
+    return f"about {extra:.0%} more time a step" if extra >= 0.01 else "hardly any more time"
 
 
 def _smaller_batches(recipe: Recipe) -> Iterator[Recipe]:
@@ -47,7 +52,7 @@ def fitted(ground: Ground, recipe: Recipe, budget: int) -> Plan:
         made = fewest_checkpoints(ground, recipe, hold, budget)
         blocks = made.settings["checkpointed_blocks"]
         extra = made.seconds_per_step / current.seconds_per_step - 1
-        current = took(made, "training.checkpointed_blocks", blocks, f"{blocks} of {made.settings['blocks']} blocks are computed twice: about {extra:.0%} more time")
+        current = took(made, "training.checkpointed_blocks", blocks, f"{blocks} of {made.settings['blocks']} blocks are computed twice: {_more_time(extra)}")
     for smaller in _smaller_batches(recipe):
         if current.fits:
             break
@@ -59,7 +64,8 @@ def fitted(ground: Ground, recipe: Recipe, budget: int) -> Plan:
         if current.fits:
             break
         made = fewest_checkpoints(ground, recipe, Hold(name, hold.compute, costs), budget)
-        current = took(made, "base.hold", name, costs)
+        extra = made.seconds_per_step / current.seconds_per_step - 1
+        current = took(made, "base.hold", name, f"{costs}; {_more_time(extra)}")
     if not current.fits and recipe.training.optimizer == "auto":
         smaller = _changed(recipe, "training", optimizer="adamw8bit")
         held = Hold(current.settings["hold"], hold.compute, "")

@@ -1,12 +1,8 @@
-"""What one transformer costs, from its configuration: weights by how they are held, the adapter, activations, work.
-
-Activations and work are traced on torch's meta device at two small depths and drawn out to the real one: blocks of a
-kind are alike, so both grow in a straight line.
-"""
+"""What one transformer costs, from its configuration: weights by how they are held, the adapter, and what a step traced on
+torch's meta device takes in memory and work."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,14 +13,14 @@ from torch import nn
 from finetune.families.example_text import example_conditioning
 from finetune.families.protocol import ModelFamily, PictureGeometry
 from finetune.objectives import NoiseLevel
+from finetune.training.allocator import Settings
 from finetune.training.placement import QUANTISED, held_linears, may_quantise
+from finetune.training.plan_allocator import heap_growth
 from finetune.training.plan_tracing import Trace, trace
 
 if TYPE_CHECKING:
     from finetune.adapters.kinds import AdapterSize
 
-DEPTH_KEYS = re.compile(r"(num|n)_(single_)?layers|depth(_single_blocks)?")
-SHALLOW, DEEPER = 4, 6
 META = torch.device("meta")
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.516}
 # Share of a step's work that a block's forward pass is: what computing it a second time adds.
@@ -33,26 +29,34 @@ FORWARD_SHARE = 0.5
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one forward and backward pass, nothing checkpointed. fixed_bytes: activations outside the blocks.
-    block_bytes: kept by one block.  boundary_bytes: kept by a checkpointed one.  traced: False where a formula stood in."""
+    """Of one forward and backward pass; flops, attention_flops (of them), moved_bytes (all results together) and operations with
+    nothing checkpointed. whole_bytes: most activations at once.  boundary_bytes: what a checkpointed block keeps.
+    again_bytes: what is there beside that while one block is computed again.  traced: False where a formula stood in."""
 
     flops: float
+    attention_flops: float
+    moved_bytes: float
     operations: float
-    fixed_bytes: float
-    block_bytes: float
+    whole_bytes: float
     boundary_bytes: float
+    again_bytes: float
     blocks: int
     traced: bool
 
     def activation_bytes(self, checkpointed: int) -> float:
-        """Peak with that many blocks checkpointed. One block is always there whole while its gradient is taken."""
+        """Peak with that many blocks checkpointed, which are the first: those that are kept whole are gone in the backward
+        pass before the first of the others is computed again."""
         checkpointed = min(checkpointed, self.blocks)
-        whole = max(self.blocks - checkpointed, 1 if checkpointed else 0)
-        return self.fixed_bytes + checkpointed * self.boundary_bytes + whole * self.block_bytes
+        whole = self.whole_bytes * (1 - checkpointed / max(self.blocks, 1))
+        return checkpointed * self.boundary_bytes + (max(whole, self.again_bytes) if checkpointed else whole)
+
+    def again_share(self, checkpointed: int) -> float:
+        """What the second forward pass of checkpointed blocks adds, as a share of the step."""
+        return FORWARD_SHARE * min(checkpointed, self.blocks) / max(self.blocks, 1)
 
     def work(self, checkpointed: int) -> float:
         """Floating-point operations, with the second forward pass of checkpointed blocks."""
-        return self.flops * (1 + FORWARD_SHARE * min(checkpointed, self.blocks) / max(self.blocks, 1))
+        return self.flops * (1 + self.again_share(checkpointed))
 
 
 def build_on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -64,18 +68,20 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> nn.Module:
         return getattr(diffusers, class_name).from_config(dict(config)).requires_grad_(False)
 
 
-def weight_bytes(model: nn.Module, facts: Any, hold: str, compute_bytes: float, file_bytes: float) -> float:
-    """Bytes of all parameters when held so. compute_bytes, file_bytes: of a number in the computation and in the file."""
+def weight_bytes(model: nn.Module, facts: Any, hold: str, compute_bytes: float, file_bytes: float, stay_in_file: bool = False) -> float:
+    """Bytes of all parameters when held so. compute_bytes, file_bytes: of a number in the computation and in the file.
+    stay_in_file: layers that are neither cast nor quantised wait in the mapped file, as they do on a CPU."""
     linears = {f"{name}.weight": name for name in held_linears(model, facts)}
+    waiting = 0.0 if stay_in_file or hold == "streamed" else file_bytes
     total = 0.0
     for name, parameter in model.named_parameters():
         module = linears.get(name)
         if module is None:
             size = compute_bytes
         elif hold in QUANTISED:
-            size = BYTES[hold] if may_quantise(module, facts) else file_bytes
+            size = BYTES[hold] if may_quantise(module, facts) else waiting
         else:
-            size = file_bytes if hold == "streamed" else BYTES[hold]
+            size = waiting if hold == "streamed" else BYTES[hold]
         total += parameter.numel() * size
     return total
 
@@ -94,55 +100,68 @@ def adapter_parameters(model: nn.Module, targets: str, size: AdapterSize) -> int
     return sum(parameter_count(size.kind, rank, shapes[name]) for name, rank in size.ranks(match_targets(model, targets)).items())
 
 
-def _one_step(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int,
-              size: tuple[int, int]) -> Trace:
+@dataclass(frozen=True)
+class Traced:
+    """The step that is traced: of which family and configuration, how many of its blocks checkpointed.
+    heap: memory is what the C library's heap takes with these settings (a CPU); None: what is alive (a GPU)."""
+
+    family: ModelFamily
+    class_name: str
+    targets: str
+    adapter: AdapterSize
+    batch: int
+    size: tuple[int, int]
+    checkpointed: bool
+    heap: Settings | None
+
+
+def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
+    """Trace a step of the model of this configuration. peak_bytes: without the adapter's gradients."""
     from finetune.adapters.kinds import inject_adapter
     from finetune.adapters.lora import lora_parameters, match_targets
 
-    model = build_on_meta(class_name, config)
-    # Patterns may name blocks that this shallow model lacks; and without numbers a weight has no main directions.
-    plain = replace(adapter, rank_pattern={}, alpha_pattern={}, kind="lora" if adapter.kind == "pissa" else adapter.kind)
-    inject_adapter(model, match_targets(model, targets), plain, seed=0)
+    family, size = wanted.family, wanted.size
+    model = build_on_meta(wanted.class_name, config)
+    # Without numbers a weight has no main directions.
+    plain = replace(wanted.adapter, kind="lora") if wanted.adapter.kind == "pissa" else wanted.adapter
+    inject_adapter(model, match_targets(model, wanted.targets), plain, seed=0)
     model.to(META)
-    family.prepare(model, 0)
     shape = family.shape(config)
+    family.prepare(model, sum(shape.blocks.values()) if wanted.checkpointed else 0)
     factor = shape.latent_factor
-    noisy = torch.empty(batch, shape.latent_channels, size[0] // factor, size[1] // factor, device=META)
+    noisy = torch.empty(wanted.batch, shape.latent_channels, size[0] // factor, size[1] // factor, device=META)
     conditioning = example_conditioning(family.facts.name, config, META)
-    level = NoiseLevel(sigma=torch.full((batch,), 0.5), timestep=torch.full((batch,), 500.0))
+    level = NoiseLevel(sigma=torch.full((wanted.batch,), 0.5), timestep=torch.full((wanted.batch,), 500.0))
 
     def step() -> None:
-        family.predict(model, noisy, level, [conditioning] * batch, [PictureGeometry(size, size)] * batch).pow(2).mean().backward()
+        family.predict(model, noisy, level, [conditioning] * wanted.batch, [PictureGeometry(size, size)] * wanted.batch).pow(2).mean().backward()
 
     found = trace(step, [*model.parameters(), *model.buffers(), noisy, *conditioning.tensors.values()])
     gradients = sum(parameter.numel() * 4 for _, parameter in lora_parameters(model) if parameter.grad is not None)
-    return Trace(found.flops, max(found.peak_bytes - gradients, 0), 0, found.operations)
+    peak = (heap_growth(found.events, wanted.heap) if wanted.heap else None) or found.peak_bytes
+    return replace(found, peak_bytes=max(peak - gradients, 0))
 
 
 def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int, size: tuple[int, int],
-              compute_bytes: float) -> StepCost:
-    """Trace one training step of `batch` pictures of `size` (height, width) in pixels."""
-    depths = {key: value for key, value in config.items() if isinstance(value, int) and DEPTH_KEYS.fullmatch(key) and value > DEEPER}
-    shallow = {**config, **dict.fromkeys(depths, SHALLOW)}
+              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None) -> StepCost:
+    """Trace one training step of `batch` pictures of `size` (height, width) in pixels, at the model's real depth: how a heap
+    fills is no straight line.
+
+    checkpointed: whether anybody will ask for checkpointed blocks; it takes as long again.  heap: as in `Traced`.
+    """
     shape = family.shape(config)
     blocks = sum(shape.blocks.values())
     boundary = batch * (size[0] * size[1] * shape.tokens_per_pixel) * shape.hidden_size * compute_bytes
+    wanted = Traced(family, class_name, targets, adapter, batch, size, False, heap)
     scale = compute_bytes / 4
     try:
-        base = _one_step(family, class_name, shallow, targets, adapter, batch, size)
-        total = Trace(base.flops, base.peak_bytes, 0, base.operations)
-        for key, depth in depths.items():
-            deeper = _one_step(family, class_name, {**shallow, key: DEEPER}, targets, adapter, batch, size)
-            more = (depth - SHALLOW) / (DEEPER - SHALLOW)
-            total = Trace(total.flops + more * (deeper.flops - base.flops), total.peak_bytes + more * (deeper.peak_bytes - base.peak_bytes), 0,
-                          total.operations + more * (deeper.operations - base.operations))
+        whole = one_step(wanted, config)
+        again = one_step(replace(wanted, checkpointed=True), config).peak_bytes * scale if checkpointed else 0.0
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         # Some models look at values on their way, which the meta device has none of.
         return _by_formula(shape, batch, size, compute_bytes, boundary)
-    shallow_blocks = sum(family.shape(shallow).blocks.values())
-    per_block = (total.peak_bytes - base.peak_bytes) / (blocks - shallow_blocks) if blocks > shallow_blocks else total.peak_bytes / max(blocks, 1)
-    fixed = max(total.peak_bytes - blocks * per_block, 0)
-    return StepCost(total.flops, total.operations, fixed * scale, per_block * scale, boundary, blocks, True)
+    return StepCost(whole.flops, whole.attention_flops, whole.moved_bytes * scale, whole.operations, whole.peak_bytes * scale, boundary,
+                    max(again - blocks * boundary, 0.0), blocks, True)
 
 
 def _by_formula(shape: Any, batch: int, size: tuple[int, int], compute_bytes: float, boundary: float) -> StepCost:
@@ -150,6 +169,8 @@ def _by_formula(shape: Any, batch: int, size: tuple[int, int], compute_bytes: fl
     image = size[0] * size[1] * shape.tokens_per_pixel
     tokens, hidden, inner = image + shape.text_tokens, shape.hidden_size, shape.feed_forward_size
     blocks = sum(shape.blocks.values())
-    forward = 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 4 * tokens * tokens * hidden
+    attention = 4 * tokens * tokens * hidden
+    forward = 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + attention
     kept = batch * tokens * (22 * hidden + 3 * inner) * compute_bytes
-    return StepCost(2.0 * batch * blocks * forward, 60.0 * blocks, 2 * boundary, kept, boundary, blocks, False)
+    return StepCost(2.0 * batch * blocks * forward, 3.0 * batch * blocks * attention, 3.0 * blocks * kept, 60.0 * blocks, 2 * boundary + blocks * kept, boundary,
+                    kept + 2 * boundary, blocks, False)

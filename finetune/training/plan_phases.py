@@ -1,10 +1,9 @@
-"""What surrounds the steps: the libraries' own size, encoding, drawing samples, the proof; and this machine's speed."""
+"""What surrounds the steps: the libraries' own size, encoding, drawing samples, the proof."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
     from finetune.families.base_models import BaseModel
 
 META = torch.device("meta")
-# Of the speed of plain products, what a whole step reaches; measured on full-size models (tests/benchmarks/README.md).
-EFFICIENCY = 0.8
-# Seconds that one call into the tensor library costs on top of its arithmetic.
-OPERATION_SECONDS = 6e-6
-PROBE_SECONDS = 0.3
 # Threads, buffers of the product library and what a run keeps of its data, beyond the imports; measured.
 WORKING_BYTES = 48 << 20
 # Convolutions rearrange their inputs on the way.
@@ -131,28 +125,13 @@ def _library_bytes() -> int:
 
 
 def proof_bytes(model: torch.nn.Module, facts: Any, hold: Hold, recipe: Recipe, around: Surroundings) -> float:
-    """Baking for the proof keeps a copy of every layer that carries the adapter; quantised bases are not baked."""
+    """Baking for the proof keeps a copy of every layer that carries the adapter, and where the weights are the file's own pages
+    they become the process's as well; quantised bases are not baked."""
     from finetune.adapters.lora import match_targets, weight_shapes
 
     if hold.name in QUANTISED:
         return 0.0
     size = around.file_bytes if hold.storage is None else float(torch.finfo(hold.storage).bits // 8)
+    copies = 2.0 if hold.storage is None else 1.0
     shapes = weight_shapes(model)
-    return sum(torch.Size(shapes[name]).numel() for name in match_targets(model, resolve_targets(facts, recipe.adapter.targets))) * size
-
-
-def product_rate(sizes: list[tuple[int, int]], batch: int, shape: Any, device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of this machine now, in products of the model's own size."""
-    tokens = max(int(batch * max(height * width for height, width in sizes) * shape.tokens_per_pixel), 256)
-    left = torch.ones(min(tokens, 4096), shape.hidden_size, dtype=dtype, device=device)
-    right = torch.ones(shape.hidden_size, shape.feed_forward_size, dtype=dtype, device=device)
-    left @ right
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < PROBE_SECONDS:
-        start = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        # The best of them: a slow one was interrupted by something else.
-        best = min(best, time.perf_counter() - start)
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1] / best
+    return sum(torch.Size(shapes[name]).numel() for name in match_targets(model, resolve_targets(facts, recipe.adapter.targets))) * size * copies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,20 @@ from torch.utils.flop_counter import flop_registry
 @dataclass(frozen=True)
 class Trace:
     """flops: of products (a multiply-add is two).  peak_bytes: most memory of results alive at once, beyond what was
-    there before.  kept_bytes: what is alive at the end.  operations: calls into the tensor library."""
+    there before.  kept_bytes: what is alive at the end.  operations: calls into the tensor library.
+    events: bytes of every allocation in turn; -1 - place where the one at that place is freed.  attention_flops: of `flops`."""
 
     flops: int
     peak_bytes: int
     kept_bytes: int
     operations: int
+    events: list[int] = field(default_factory=list, repr=False)
+    attention_flops: int = 0
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of all results together."""
+        return sum(size for size in self.events if size > 0)
 
 
 class _Recorder(TorchDispatchMode):
@@ -32,22 +40,29 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.flops = self.operations = 0
+        self.live = self.peak = self.flops = self.attention_flops = self.operations = 0
+        self.events: list[int] = []
         self._alive: dict[int, Any] = {}
 
-    def _gone(self, key: int, size: int) -> None:
+    def _gone(self, key: int, size: int, place: int) -> None:
         self._alive.pop(key, None)
         self.live -= size
+        self.events.append(-1 - place)
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
-        self._alive[key] = weakref.finalize(storage, self._gone, key, size)
+        self._alive[key] = weakref.finalize(storage, self._gone, key, size, len(self.events))
         self._alive[key].atexit = False
+        self.events.append(size)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+    def count_attention(self, flops: int) -> None:
+        self.flops += flops
+        self.attention_flops += flops
 
     def watch_already_there(self, tensors: list[Tensor]) -> None:
         """Storages that exist before: views of them are no new memory."""
@@ -76,13 +91,13 @@ class _FusedAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, output, sums)
         # Two products forward, four backward, over all pairs of tokens.
         ctx.products, ctx.recorder = 2 * query.numel() * key.shape[-2], recorder
-        recorder.flops += 2 * ctx.products
+        recorder.count_attention(2 * ctx.products)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        ctx.recorder.flops += 4 * ctx.products
+        ctx.recorder.count_attention(4 * ctx.products)
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
@@ -108,6 +123,6 @@ def trace(compute: Callable[[], Any], already_there: list[Tensor]) -> Trace:
     recorder.watch_already_there(already_there)
     with recorder, _fused_attention(recorder), _config.patch(meta_nonzero_assume_all_nonzero=True):
         result = compute()
-    found = Trace(recorder.flops, recorder.peak, recorder.live, recorder.operations)
+    found = Trace(recorder.flops, recorder.peak, recorder.live, recorder.operations, recorder.events, recorder.attention_flops)
     del result
     return found

@@ -10,6 +10,10 @@ import torch
 
 FULL = {"num_attention_heads": 16, "attention_head_dim": 88, "hidden_size": 1408, "num_layers": 40, "mlp_ratio": 4.3637, "cross_attention_dim": 1024,
         "cross_attention_dim_t5": 2048, "pooled_projection_dim": 1024, "sample_size": 128}
+FULL_IMAGE_2 = {"in_channels": 64, "out_channels": 64, "num_attention_heads": 28, "attention_head_dim": 128, "num_layers": 20, "num_single_layers": 40,
+                "num_refiner_layers": 2, "mlp_ratio": 4.0, "text_embed_dim": 3584, "text_embed_2_dim": 1472, "rope_axes_dim": (64, 64)}
+# Drawing every number of 17 billion takes longer than quantising them; shapes and spread are what matters here.
+POOL = 1 << 24
 
 
 def hunyuan_dit(folder: Path, dtype: torch.dtype, **changes: Any) -> Path:
@@ -30,6 +34,23 @@ def hunyuan_dit(folder: Path, dtype: torch.dtype, **changes: Any) -> Path:
     return folder
 
 
+def hunyuan_image_2(folder: Path, dtype: torch.dtype, **changes: Any) -> Path:
+    """A HunyuanImage-2.1 pipeline with a transformer of the full configuration (17.4 billion), in shards.
+
+    Encoders and autoencoder are the tiny ones of the tests and do not fit it: only the transformer can be run.
+    changes: of the configuration. An existing folder is left as it is.
+    """
+    if (folder / "transformer" / "config.json").is_file():
+        return folder
+    from tests.tiny_models import hunyuan_image_2 as tiny
+
+    pipeline = tiny.build()
+    config = dict(pipeline.transformer.config) | FULL_IMAGE_2 | changes
+    pipeline.save_pretrained(folder)
+    write_random_transformer(folder / "transformer", "HunyuanImageTransformer2DModel", config, dtype)
+    return folder
+
+
 def _widen_encoders(folder: Path, widths: tuple[int, int]) -> None:
     """Text encoders of one layer whose states are as wide as the transformer wants them."""
     import transformers
@@ -43,8 +64,19 @@ def _widen_encoders(folder: Path, widths: tuple[int, int]) -> None:
     t5.save_pretrained(folder / "text_encoder_2")
 
 
-def write_random_transformer(folder: Path, class_name: str, config: dict[str, Any], dtype: torch.dtype, shard_bytes: int = 4 << 30) -> None:
-    """Weights N(0, 0.02) (norms: ones) in safetensors shards with an index; never more than one shard in memory."""
+def _from_pool(pool: torch.Tensor, shape: torch.Size, offset: int) -> torch.Tensor:
+    """Random numbers of this shape, repeated where the pool is smaller, begun elsewhere for every tensor."""
+    size, begin = shape.numel(), offset % (len(pool) // 2)
+    if begin + size <= len(pool):
+        return pool[begin:begin + size].reshape(shape).clone()
+    return pool.roll(begin).repeat(-(-size // len(pool)))[:size].reshape(shape).clone()
+
+
+def write_random_transformer(folder: Path, class_name: str, config: dict[str, Any], dtype: torch.dtype, shard_bytes: int = 2 << 30) -> None:
+    """Weights N(0, 0.02) (norms: ones) in safetensors shards with an index; never more than one shard in memory.
+
+    The configuration is written last, so that a folder that has one is whole.
+    """
     import diffusers
     from accelerate import init_empty_weights
     from safetensors.torch import save_file
@@ -52,10 +84,10 @@ def write_random_transformer(folder: Path, class_name: str, config: dict[str, An
     component = getattr(diffusers, class_name)
     with init_empty_weights():
         model = component.from_config(config)
-    for old in folder.glob("*.safetensors*"):
-        old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
+    for old in [*folder.glob("*.safetensors*"), folder / "config.json"]:
+        old.unlink(missing_ok=True)
+    pool = torch.empty(POOL).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).to(dtype)
     shard: dict[str, torch.Tensor] = {}
     names: list[list[str]] = []
     size = 0
@@ -68,7 +100,7 @@ def write_random_transformer(folder: Path, class_name: str, config: dict[str, An
 
     for name, value in model.state_dict().items():
         is_norm = value.ndim == 1 and name.endswith("weight")
-        tensor = torch.ones(value.shape, dtype=dtype) if is_norm else torch.empty(value.shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+        tensor = torch.ones(value.shape, dtype=dtype) if is_norm else _from_pool(pool, value.shape, len(names) * 7919 + len(shard) * 104729)
         shard[name] = tensor
         size += tensor.nbytes
         if size >= shard_bytes:

@@ -1,0 +1,104 @@
+"""How long a step takes on this machine: what it does, in products, attention, numbers moved and weights expanded, each at
+the speed that a short probe has just found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from finetune.families.protocol import ModelShape
+from finetune.training.placement import Hold
+from finetune.training.plan_model import StepCost
+
+# Of each probe; there are three, and one more for weights that are expanded.
+PROBE_SECONDS = 0.1
+# Seconds that one call into the tensor library costs on top of its arithmetic.
+OPERATION_SECONDS = 6e-6
+# Tokens that attention is probed with at most, and numbers of the vectors and the weight of the other probes.
+MOST_TOKENS, NUMBERS = 1024, 1 << 21
+
+
+@dataclass(frozen=True)
+class Speed:
+    """products, attention: floating-point operations a second.  byte_seconds: of reading, changing and writing one byte of an
+    activation.  busy: how much longer the same takes on average than at its best; above 1 other programs hold the processor."""
+
+    products: float
+    attention: float
+    byte_seconds: float
+    busy: float
+
+    def step_seconds(self, cost: StepCost, checkpointed: int, held_numbers: int = 0, expand_seconds: float = 0.0) -> float:
+        """Wall seconds of one pass forward and back. held_numbers: of weights that are expanded for every product, each of
+        which takes expand_seconds."""
+        again = 1 + cost.again_share(checkpointed)
+        arithmetic = (cost.flops - cost.attention_flops) / self.products + cost.attention_flops / self.attention
+        moved = cost.moved_bytes * self.byte_seconds + cost.operations * OPERATION_SECONDS
+        # Once forward, once back, and once more where the forward pass is repeated.
+        expanded = held_numbers * expand_seconds * (2 + 2 * cost.again_share(checkpointed))
+        return (again * (arithmetic + moved) + expanded) * self.busy
+
+
+class _Probe:
+    """The best seconds of something, and over everything probed how much longer it took on average."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.taken, self.at_best = device, 0.0, 0.0
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        work()
+        best, times, began = float("inf"), 0, time.perf_counter()
+        while (now := time.perf_counter()) - began < PROBE_SECONDS or not times:
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            # The best of them: a slow one was interrupted by something else, which is told apart in `busy`.
+            best, times = min(best, time.perf_counter() - now), times + 1
+        self.taken, self.at_best = self.taken + time.perf_counter() - began, self.at_best + times * best
+        return best
+
+    @property
+    def busy(self) -> float:
+        return max(self.taken / max(self.at_best, 1e-9), 1.0)
+
+
+def probe_speed(shape: ModelShape, tokens: int, device: torch.device, dtype: torch.dtype) -> Speed:
+    """Measure with tensors of the model's own size. tokens: of one batch."""
+    probe = _Probe(device)
+    rows, inside = min(max(tokens, 256), 4096), min(max(tokens, 64), MOST_TOKENS)
+    left, right = (torch.ones(*size, dtype=dtype, device=device) for size in ((rows, shape.hidden_size), (shape.hidden_size, shape.feed_forward_size)))
+    products = 2 * rows * right.numel() / probe.seconds(lambda: left @ right)
+    query = torch.ones(1, shape.heads, inside, shape.hidden_size // shape.heads, dtype=dtype, device=device, requires_grad=True)
+
+    def attention() -> None:
+        torch.autograd.grad(F.scaled_dot_product_attention(query, query, query).sum(), query)
+
+    # Two products forward and four back, over all pairs of tokens.
+    attending = 12 * inside * query.numel() / probe.seconds(attention)
+    vector = torch.ones(NUMBERS, dtype=dtype, device=device)
+    moving = probe.seconds(lambda: F.silu(vector)) / vector.nbytes
+    return Speed(products, attending, moving, probe.busy)
+
+
+def probe_expansion(hold: Hold, device: torch.device) -> float:
+    """Seconds of making one number of a weight that is held so ready for a product; 0 where it is used as it is."""
+    return 0.0 if hold.storage == hold.compute else _Probe(device).seconds(_expansion(hold, device)) / NUMBERS
+
+
+def _expansion(hold: Hold, device: torch.device) -> Callable[[], object]:
+    """What happens to `NUMBERS` of a weight before it is multiplied."""
+    target = torch.empty(NUMBERS // 1024, 1024, dtype=hold.compute, device=device)
+    if hold.name == "nf4" and device.type == "cpu":
+        from bitsandbytes import functional
+
+        packed, state = functional.quantize_4bit(target.fill_(1.0), compress_statistics=True, quant_type="nf4")
+        return lambda: functional.dequantize_4bit(packed, state)
+    if hold.name in ("int8", "nf4"):
+        small = torch.ones_like(target, dtype=torch.int8)
+        return lambda: target.copy_(small).mul_(0.01)
+    half = torch.ones_like(target, dtype=hold.storage or torch.bfloat16, device="cpu" if hold.name == "streamed" else device)
+    return lambda: target.copy_(half)
