@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,9 @@ def scan(
 
 
 def buckets(
-    source: Source, base: Base = None, resolution: Resolution = None, most: Most = 8, upscale: Upscale = False, fit: Fit = "crop", batch_size: BatchSize = 1,
+    source: Source, base: Base = None,
+    resolution: Annotated[list[int] | None, typer.Option("--resolution", min=16, max=8192, help="Edge of the square with as many pixels as a training picture; given several times, as a recipe with a list of resolutions. Default: the base's own.")] = None,
+    most: Most = 8, upscale: Upscale = False, fit: Fit = "crop", batch_size: BatchSize = 1,
     multiple: Annotated[int | None, typer.Option("--multiple", min=1, max=512, help="Sides are multiples of this many pixels. Default: the base's own.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Write a chart of pictures and buckets here (.svg).")] = None,
     layout: Layout = "auto", image_root: ImageRoot = None, workers: Workers = None, fresh: Fresh = False, json: Json = False, quiet: Quiet = False,
@@ -75,18 +78,34 @@ def buckets(
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
-    result, said = _buckets(found.records, base, resolution, multiple, most, upscale, fit, batch_size)
+    results = list(_at_each_resolution(found.records, base, resolution, multiple, most, upscale, fit, batch_size))
+    rows = [(row, result.resolution) for result, _ in results for row in result.rows]
     if chart:
         from data_tools.atomic_files import write_text
         from data_tools.charts import stand_alone_chart
 
-        write_text(chart, stand_alone_chart([r.size for r in found.records], [(row.bucket.height, row.bucket.width) for row in result.rows]))
+        write_text(chart, stand_alone_chart([r.size for r in found.records], [(row.bucket.height, row.bucket.width) for row, _ in rows]))
     data = {
-        "buckets": [{"width": row.bucket.width, "height": row.bucket.height, "pictures": row.pictures, "lost_pixels": row.lost_pixels, "mean_lost": row.lost, "worst_lost": row.worst_lost, "worst": row.worst.path, "padded": row.padded} for row in result.rows],
-        "resolution": result.resolution, "multiple": result.multiple, "optimal": result.optimal, "pictures": len(found.records), "left_out": len(found.left_out), "chart": chart,
-        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded} for c in result.compared],
+        "buckets": [{"width": row.bucket.width, "height": row.bucket.height, "pictures": row.pictures, "lost_pixels": row.lost_pixels, "mean_lost": row.lost, "worst_lost": row.worst_lost, "worst": row.worst.path, "padded": row.padded, "resolution": edge} for row, edge in rows],
+        "resolution": results[0][0].resolution, "multiple": results[0][0].multiple, "optimal": all(result.optimal for result, _ in results), "pictures": len(found.records), "left_out": len(found.left_out), "chart": chart,
+        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded, "resolution": result.resolution} for result, _ in results for c in result.compared],
     }
-    emit(data, [said, *table(result)] + ([f"{len(found.left_out)} pictures cannot be used; `brushwork data scan` lists them"] if found.left_out else []), json=json)
+    emit(data, [line for result, said in results for line in [said, *table(result), ""]][:-1] + ([f"{len(found.left_out)} pictures cannot be used; `brushwork data scan` lists them"] if found.left_out else []), json=json)
+
+
+def _at_each_resolution(records, base: str | None, resolutions: list[int] | None, multiple: int | None, most: int, upscale: bool, fit: str,
+                        batch_size: int) -> Iterator[tuple[BucketReport, str]]:
+    """The largest first; of several, the smallest for all pictures and a larger one for those that fill it (all, with --upscale)."""
+    from data_tools.resolutions import fills
+    from finetune.cli.data_base import training_sizes
+
+    for edge in sorted(set(resolutions), reverse=True) if resolutions else [None]:
+        takes_all = upscale or edge is None or edge == min(resolutions)
+        step = multiple or training_sizes(base, edge).multiple
+        inside = [record for record in records if takes_all or fills(record.size, edge, step)]
+        if inside:
+            result, said = _buckets(inside, base, edge, multiple, most, upscale, fit, batch_size)
+            yield result, said if len(inside) == len(records) else f"{said}; {len(inside)} of {len(records)} pictures are large enough"
 
 
 def _buckets(records, base: str | None, resolution: int | None, multiple: int | None, most: int, upscale: bool, fit: str, batch_size: int) -> tuple[BucketReport, str]:

@@ -49,6 +49,15 @@ def test_buckets_of_the_embedded_model(folder, tmp_path, capfd):
     assert (tmp_path / "chart.svg").read_text().startswith("<svg xmlns=")
 
 
+def test_buckets_at_several_resolutions_take_only_pictures_that_are_large_enough(tmp_path, capfd):
+    save(tmp_path / "small.png", 80, 80)
+    save(tmp_path / "large.png", 300, 300)
+    found = data(capfd, "buckets", tmp_path, "--base", "mini", "--resolution", "64", "--resolution", "256")
+    assert [(bucket["resolution"], bucket["width"], bucket["pictures"]) for bucket in found["buckets"]] == [(256, 256, 1), (64, 64, 2)]
+    code, out, err = run(capfd, "buckets", tmp_path, "--base", "mini", "--resolution", "64", "--resolution", "256")
+    assert code == 0 and "1 of 2 pictures are large enough" in out
+
+
 def test_captions_from_names_edits_and_undo(tmp_path, capfd):
     save(tmp_path / "red_fox.png")
     assert data(capfd, "caption", tmp_path, "--by", "file-name")["written"][0]["caption"] == "red fox"
