@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from finetune.errors import BadInput
+
 
 @dataclass(frozen=True)
 class NoiseLevel:
@@ -184,6 +186,18 @@ class FlowObjective:
 
     def weight(self, level: NoiseLevel) -> Tensor:
         return snr_weight(((1 - level.sigma) / level.sigma) ** 2, self.weighting, "velocity")
+
+
+def refuse_noise_offset(objective: Objective) -> None:
+    """Raise BadInput for an objective that `objective.noise_offset` only harms.
+
+    An offset mends that a DDPM schedule ends before pure noise, so that the model learns to read the mean of a picture from
+    its noisiest state, while sampling starts from noise whose mean is zero. Flow matching is trained on pure noise: there is
+    nothing to mend, and noise with an offset would only be other noise than that which sampling starts from.
+    """
+    if isinstance(objective, FlowObjective):
+        raise BadInput("a noise offset does not go with this base: it is a flow matching model, which learns from pure noise as it is", where="objective.noise_offset",
+                       fix="set objective.noise_offset = 0; for more weight on the highest noise, raise objective.shift")
 
 
 def resolution_shift(tokens: int, base_tokens: int = 256, max_tokens: int = 4096, base_shift: float = 0.5, max_shift: float = 1.15) -> float:

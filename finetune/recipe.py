@@ -18,7 +18,7 @@ from data_tools.errors import BrushworkError
 from finetune.errors import RecipeError
 from finetune.recipe_lines import Key
 from finetune.recipe_problems import (
-    all_keys, hint_for_unknown, may_be_left_out, sections_hint, shown, takes_only_text, wrong_value,
+    all_keys, entry_model, hint_for_unknown, may_be_left_out, sections_hint, shown, takes_only_text, wrong_entry, wrong_value,
 )
 from finetune.recipe_rules import broken_rules
 from finetune.recipe_settings import (
@@ -28,6 +28,9 @@ from finetune.recipe_settings import (
 from finetune.recipe_text import RecipeText, read_recipe_text
 
 __all__ = ["Recipe", "all_keys", "dump_recipe", "load_recipe"]
+
+# Where pictures lie shapes nothing: what they are is told from their bytes.
+PLACES = ("folder", "regularisation_folder")
 
 
 class Recipe(Section):
@@ -54,10 +57,15 @@ class Recipe(Section):
         """Every setting as `section.key` -> value, in the order of the file; paths as text."""
         return {f"{name}.{key}": value for name, section in self.model_dump(mode="json").items() for key, value in section.items()}
 
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the adapter: all settings but where the pictures lie and where numbers and result go."""
+        found = {key: value for key, value in self.settings().items() if key.rpartition(".")[2] not in PLACES and not key.startswith(("publish.", "tracking."))}
+        found["data.also"] = [{key: value for key, value in entry.items() if key not in PLACES} for entry in found["data.also"]]
+        return found
+
     def settings_hash(self) -> str:
-        """64 hex digits over what shapes the adapter: all settings but where the pictures lie and where numbers and result go."""
-        shaping = {key: value for key, value in self.settings().items() if not key.endswith(".folder") and not key.startswith(("publish.", "tracking."))}
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        """64 hex digits over `shaping`."""
+        return hashlib.sha256(json.dumps(self.shaping(), sort_keys=True).encode()).hexdigest()
 
 
 class _Origin(NamedTuple):
@@ -67,13 +75,13 @@ class _Origin(NamedTuple):
     overrides: Mapping[Key, str]
 
     def of(self, key: Key) -> str:
-        return self.overrides[key] if key in self.overrides else self.text.place(key)
+        return self.overrides.get(key[:2]) or self.text.place(key)
 
 
 def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """A checked recipe from a TOML file, or from a mapping of sections; `overrides` are texts like "training.steps=200".
 
-    A relative folder of pictures becomes absolute: it counts from the recipe file, in an override from the working directory.
+    Relative folders of pictures become absolute: they count from the recipe file, in an override from the working directory.
     Raises RecipeError with every mistake found.
     """
     problems: list[BrushworkError] = []
@@ -92,8 +100,15 @@ def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
 def _make_absolute(content: dict[str, Any], start: Path) -> None:
     for name, section in content.items():
-        if name in SECTIONS and isinstance(section, dict) and isinstance(section.get("folder"), (str, Path)) and str(section["folder"]):
-            section["folder"] = str(start / Path(section["folder"]).expanduser())
+        if name not in SECTIONS or not isinstance(section, dict):
+            continue
+        if name == "data" and isinstance(section.get("also"), (list, tuple)):
+            section["also"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in section["also"]]
+        further = section.get("also") if name == "data" else None
+        for table in [section, *(entry for entry in (further if isinstance(further, list) else []) if isinstance(entry, dict))]:
+            for place in PLACES:
+                if isinstance(table.get(place), (str, Path)) and str(table[place]):
+                    table[place] = str(start / Path(table[place]).expanduser())
 
 
 def _apply_overrides(content: dict[str, Any], overrides: Sequence[str], problems: list[BrushworkError]) -> dict[Key, str]:
@@ -125,8 +140,9 @@ def _set(target: dict[str, Any], section: str, name: str, value: str) -> None:
         target.pop(name, None)
         return
     target[name] = _value(value, as_text=takes_only_text(field))
-    if name == "folder":
-        _make_absolute({section: target}, Path.cwd())
+    given = {name: target[name]}
+    _make_absolute({section: given}, Path.cwd())
+    target |= given
 
 
 def _value(text: str, as_text: bool) -> Any:
@@ -167,7 +183,12 @@ def _section_problems(name: str, given: Mapping[str, Any], origin: _Origin) -> I
         section.model_validate(given)
         return
     except ValidationError as error:
-        faults = {str(fault["loc"][0]): fault["type"] for fault in reversed(error.errors(include_url=False, include_context=False))}
+        found = list(reversed(error.errors(include_url=False, include_context=False)))
+    entries = {fault["loc"][:3]: fault["type"] for fault in found if _is_in_an_entry(section, fault["loc"])}
+    faults = {str(fault["loc"][0]): fault["type"] for fault in found if fault["loc"][:3] not in entries}
+    for (key, number, part), kind in reversed(entries.items()):
+        what, fix = wrong_entry(name, str(key), (number, str(part)), kind, given[key][number])
+        yield BrushworkError(what, where=origin.of((name, str(key), str(number), str(part))), fix=fix)
     misspelt = {hint_for_unknown(name, key) for key, kind in faults.items() if kind == "extra_forbidden"}
     for key, kind in reversed(faults.items()):
         if kind == "missing" and f"did you mean `{name}.{key}`?" in misspelt:
@@ -181,6 +202,12 @@ def _section_problems(name: str, given: Mapping[str, Any], origin: _Origin) -> I
         else:
             what, fix = wrong_value(name, key, given[key])
             yield BrushworkError(what, where=place, fix=fix)
+
+
+def _is_in_an_entry(section: type[Section], place: tuple[Any, ...]) -> bool:
+    """Whether a fault lies inside one table of a list of tables."""
+    field = section.model_fields.get(str(place[0]))
+    return field is not None and len(place) >= 3 and isinstance(place[1], int) and entry_model(field) is not None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -15,15 +15,23 @@ _TOKEN = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|[\[\]{}#\n]')
 
 
 def key_lines(text: str) -> dict[Key, int]:
-    """Every key that has a line of its own, as a tuple of its parts, with its line number (from 1)."""
+    """Every key that has a line of its own, as a tuple of its parts, with its line number (from 1).
+
+    A table of a list of tables is found under its number (from 0) too: ("data", "also", "1", "folder").
+    """
     newlines = [place for place, character in enumerate(text) if character == "\n"]
     lines: dict[Key, int] = {}
     table: Key = ()
+    counted: dict[Key, int] = {}
     position = 0
     while position < len(text):
         if header := _HEADER.match(text, position):
-            table = _parts(header[1])
-            lines.setdefault(table, bisect.bisect_left(newlines, header.start(1)) + 1)
+            table, line = _parts(header[1]), bisect.bisect_left(newlines, header.start(1)) + 1
+            lines.setdefault(table, line)
+            if header[0].lstrip().startswith("[["):
+                counted[table] = counted.get(table, -1) + 1
+                table = (*table, str(counted[table]))
+                lines[table] = line
             position = _end_of_line(text, header.end())
         elif assignment := _ASSIGNMENT.match(text, position):
             lines.setdefault(table + _parts(assignment[1]), bisect.bisect_left(newlines, assignment.start(1)) + 1)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from finetune.recipe_settings import SECTIONS, Colour
+from finetune.recipe_settings import SECTIONS, Colour, Section
 
 SHOWN_CHARACTERS = 60
 
@@ -27,7 +27,10 @@ NAMES_ELSEWHERE = {
     "gradient_checkpointing": "training.checkpointed_blocks", "save_every": "training.checkpoint_every",
     "save_every_n_steps": "training.checkpoint_every", "max_data_loader_n_workers": "training.workers",
     "pretrained_model_name_or_path": "base.model", "model_name": "base.model", "train_data_dir": "data.folder",
-    "instance_data_dir": "data.folder", "dataset": "data.folder", "trigger_word": "data.trigger", "instance_prompt": "data.trigger",
+    "instance_data_dir": "data.folder", "reg_data_dir": "data.regularisation_folder", "class_data_dir": "data.regularisation_folder",
+    "class_prompt": "data.regularisation_prompt", "num_class_images": "data.regularisation_count", "prior_loss_weight": "data.regularisation_weight",
+    "masked_training": "data.masked_loss", "mask_min_value": "data.unmasked_weight", "offset_noise_weight": "objective.noise_offset",
+    "datasets": "data.also", "dataset": "data.folder", "trigger_word": "data.trigger", "instance_prompt": "data.trigger",
     "caption_dropout_rate": "data.caption_dropout", "shuffle_caption": "data.caption_shuffle", "quantize": "base.hold",
     "timestep_sampling": "objective.timesteps", "discrete_flow_shift": "objective.shift", "min_snr_gamma": "objective.gamma",
     "guidance_scale": "samples.guidance", "sample_every": "samples.every", "validation_prompt": "samples.prompts",
@@ -76,7 +79,31 @@ def sections_hint(name: str) -> str:
 def wrong_value(section: str, key: str, given: Any) -> tuple[str, str]:
     """(what, fix) for a value that its setting does not take."""
     field = SECTIONS[section].model_fields[key]
-    fix = f"{section}.{key} takes {allowed_values(field)}"
+    return _wrong(field, f"{section}.{key}", key, given)
+
+
+def entry_model(field: FieldInfo) -> type[Section] | None:
+    """What the tables of a list of tables hold; None for every other setting."""
+    return next((inner for kind, _ in _field_members(field) if get_origin(kind) is tuple for inner, _ in _members(get_args(kind)[0])
+                 if isinstance(inner, type) and issubclass(inner, Section)), None)
+
+
+def wrong_entry(section: str, key: str, place: tuple[int, str], kind: str, entry: Any) -> tuple[str, str]:
+    """(what, fix) for a mistake in one table of a list of tables; place: its number, from 0, and the name in it."""
+    model = entry_model(SECTIONS[section].model_fields[key])
+    number, name = place
+    whole = f"{section}.{key}[{number}].{name}"
+    if model is None or name not in model.model_fields:
+        near = nearest(name, model.model_fields) if model else None
+        names = ", ".join(model.model_fields) if model else ""
+        return f"there is no setting `{shown(whole)[1:-1]}`", f"did you mean `{near}`?" if near else f"an entry of {section}.{key} has {names}"
+    if kind == "missing":
+        return f"`{whole}` is missing", f"add it to that entry: {model.model_fields[name].description}"
+    return _wrong(model.model_fields[name], whole, name, entry[name])
+
+
+def _wrong(field: FieldInfo, whole: str, key: str, given: Any) -> tuple[str, str]:
+    fix = f"{whole} takes {allowed_values(field)}"
     if isinstance(given, str) and (near := nearest(given, choices(field))):
         fix = f'did you mean "{near}"? {fix}'
     elif isinstance(given, str) and _is_number(given) and takes_numbers(field):
@@ -151,15 +178,23 @@ def allowed_values(field: FieldInfo) -> str:
         elif kind in (int, float):
             words.append(("a whole number" if kind is int else "a number") + _range(limits))
         elif get_origin(kind) is tuple:
-            listed = get_args(kind)[0]
-            named = [f'"{word}"' for word in get_args(listed)] if get_origin(listed) is Literal else []
-            words.append(f"a list of {_either(named)}" if named else "a list of texts, at most 64")
+            words.append(_list_in_words(kind, limits))
         elif get_origin(kind) is dict:
             (number, range_of), = _members(get_args(kind)[1])
             words.append(f"a table, at most 64, of expression = {'a whole number' if number is int else 'a number'}{_range(range_of)}")
         elif kind in kinds:
             words.append('a colour such as "#ffffff"' if list(get_args(Colour)[1:]) == limits else kinds[kind])
     return _either(words)
+
+
+def _list_in_words(kind: Any, limits: list[Any]) -> str:
+    most = next((limit.max_length for limit in limits if isinstance(limit, annotated_types.MaxLen)), None)
+    inner, inner_limits = _members(get_args(kind)[0])[0]
+    if get_origin(inner) is Literal:
+        words = [f'"{word}"' for word in get_args(inner)]
+        return f"a list of {_either(words)}"
+    names = {int: f"whole numbers{_range(inner_limits)}", str: "texts"}.get(inner) or f"tables with {', '.join(inner.model_fields)}"
+    return f"a list of {names}" + (f", at most {most}" if most else "")
 
 
 def _either(words: list[str]) -> str:
@@ -188,7 +223,7 @@ def explain_setting(key: str) -> dict[str, str]:
     """What `section.key` means, takes and defaults to, in words."""
     section, _, name = key.partition(".")
     field = SECTIONS[section].model_fields[name]
-    default = "none, it must be given" if field.is_required() else "left out" if field.default is None else shown(field.default)
+    default = "none, it must be given" if field.is_required() else "left out" if field.default in (None, ()) else shown(field.default)
     extra = field.json_schema_extra
     unit = str(extra["unit"]) if isinstance(extra, dict) else ""
     return {"key": key, "meaning": field.description or "", "takes": allowed_values(field), "unit": unit, "default": default}

@@ -31,6 +31,10 @@ def _not_an_expression(pattern: str) -> bool:
 RULES = (
     Rule("data.missing_caption", ("data",), lambda data: data.missing_caption == "trigger" and not data.trigger,
          'is "trigger", but there is no `data.trigger`', 'set data.trigger, or missing_caption = "empty"'),
+    Rule("data.resolution", ("data",), lambda data: isinstance(data.resolution, tuple) and len(set(data.resolution)) < len(data.resolution),
+         "names a size twice", "name each size once; repeats of a folder say how often its pictures are seen"),
+    Rule("data.regularisation_prompt", ("data",), lambda data: data.regularisation_prompt is not None and data.regularisation_folder is not None,
+         "and `data.regularisation_folder` exclude each other", "keep one of them: pictures that are there, or pictures that the base draws"),
     Rule("adapter.targets", ("adapter",), lambda adapter: _not_an_expression(adapter.targets),
          "is not a regular expression", 'use a preset such as "attention", or an expression like "blocks.*attn1.to_q"'),
     Rule("adapter.rank_pattern", ("adapter",), lambda adapter: any(map(_not_an_expression, adapter.rank_pattern or ())),

@@ -49,16 +49,34 @@ class BaseSettings(Section):
         "auto", "How the frozen base weights are held while training: full, 8-bit, 4-bit (nf4), or streamed block by block from the file.")
 
 
+class FurtherFolder(Section):
+    """One entry of `data.also`: pictures that are trained beside those of `data.folder`."""
+
+    folder: Folder = setting(..., "Folder of pictures; a relative path counts as that of `data.folder` does.")
+    repeats: int = setting(1, "Times that each of its pictures is seen while a picture of `data.folder` is seen once; repeats that the folder names itself multiply it.", "times", ge=1, le=10_000)
+    weight: float = setting(1.0, "Factor on the loss of its pictures.", "", gt=0, le=100)
+
+
 class DataSettings(Section):
     """The pictures and their captions."""
 
     folder: Folder | None = setting(
         None, "Folder of pictures; a relative path in a recipe file counts from that file, on the command line from where you are.")
+    also: Annotated[tuple[Annotated[FurtherFolder, Field(strict=False)], ...], Field(strict=False, max_length=64)] = setting(
+        (), "Further folders of pictures, each with its folder, repeats (1) and weight of the loss (1.0): {folder = \"details\", repeats = 3, weight = 0.5}.")
+    regularisation_folder: Folder | None = setting(
+        None, "Pictures of the same kind of thing as the base knows it (kohya's reg folder): trained without the trigger and as often as your own, so that the trigger alone carries what is new. Pictures in a folder called reg inside a picture folder count as such too.")
+    regularisation_prompt: Name | None = setting(None, "In place of a folder of regularisation pictures: what the untouched base draws for them before training, into the run folder.")
+    regularisation_count: int = setting(100, "How many pictures are drawn from the regularisation prompt.", "pictures", ge=1, le=100_000)
+    regularisation_weight: float = setting(1.0, "Factor on the loss of regularisation pictures, elsewhere called prior loss weight.", "", ge=0, le=100)
+    masked_loss: bool = setting(False, "Whether the masks beside pictures (a_mask.png, a-masklabel.png, masks/a.png) say where a picture is learned: white fully, black not. Pictures without a mask count everywhere.")
+    unmasked_weight: float = setting(0.0, "With masked_loss: the least weight of a place that its mask leaves out; 1 makes the masks count for nothing.", "share", ge=0, le=1)
     trigger: Name | None = setting(None, "Word or phrase put in front of every caption; it is never shuffled or dropped with single parts.")
     missing_caption: Literal["error", "empty", "trigger", "file_name"] = setting(
         "error", "What to do with a picture without caption: stop, use an empty caption, the trigger alone, or its file name.")
-    resolution: Size | None = setting(None, "Edge of a square training picture; buckets of other shapes have about the same area. Left out: the family's own.", "pixels")
-    buckets: int = setting(8, "Most training sizes to sort pictures into; 1 crops everything to one shape.", "sizes", ge=1, le=64)
+    resolution: Size | Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=8)] | None = setting(
+        None, "Edge of a square training picture; buckets of other shapes have about the same area. A list such as [512, 768, 1024] trains each picture at every size that it can fill. Left out: the family's own.", "pixels")
+    buckets: int = setting(8, "Most training sizes to sort pictures into, at each resolution; 1 crops everything to one shape.", "sizes", ge=1, le=64)
     upscale: bool = setting(False, "Whether pictures smaller than their bucket are enlarged; otherwise they get a smaller bucket.")
     fit: Literal["crop", "pad"] = setting("crop", "How a picture meets its bucket: cut the longer side, or fill with the background colour.")
     background: Colour = setting("#ffffff", "Colour behind transparent pictures and in padding, as #rrggbb.")
@@ -129,6 +147,8 @@ class ObjectiveSettings(Section):
     std: float = setting(1.0, "Standard deviation of the logit-normal density.", "", gt=0, le=10)
     stratified: bool = setting(True, "Whether the noise levels of one step are spread evenly over the density, which makes gradients less noisy.")
     weighting: Literal["none", "min_snr"] = setting("none", "Weight of a sample's loss by its noise level.")
+    noise_offset: float = setting(
+        0.0, "Strength of a constant that is added to the noise of each latent channel, so that very dark and very bright pictures can be learned; 0.05 is usual. Only for bases that are not flow matching, which learn from pure noise anyway.", "", ge=0, le=1)
     gamma: float = setting(5.0, "Cap of min_snr, the signal-to-noise ratio above which samples count less.", "", gt=0, le=1000)
 
 

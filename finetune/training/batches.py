@@ -25,21 +25,42 @@ class BatchOrder:
     """Batches of pictures that share a bucket. Every picture is seen exactly `repeats` times an epoch; batches that
     a bucket cannot fill stay small instead of being dropped.
 
+    Regularisation pictures are mixed among them, in an epoch as many as the others together (what kohya's scripts and the
+    DreamBooth paper do, arXiv 2208.12242): of each bucket the same number in every epoch, taken in rotation, so that all
+    of them are used equally often however many there are.
+
     buckets: one hashable a picture.  repeats: how often each picture counts in an epoch.
+    regularisation: which pictures are such ones; left out: none.
     """
 
-    def __init__(self, buckets: Sequence[Hashable], repeats: Sequence[int], batch_size: int, accumulation: int, seed: int):
+    def __init__(self, buckets: Sequence[Hashable], repeats: Sequence[int], batch_size: int, accumulation: int, seed: int, regularisation: Sequence[bool] = ()):
         self.members: dict[Hashable, list[int]] = {}
+        self.regularisation: dict[Hashable, list[int]] = {}
         for picture, bucket in enumerate(buckets):
-            self.members.setdefault(bucket, []).extend([picture] * repeats[picture])
+            kind = self.regularisation if regularisation and regularisation[picture] else self.members
+            self.members.setdefault(bucket, [])
+            kind.setdefault(bucket, []).extend([picture] * repeats[picture])
         self.batch_size, self.accumulation, self.seed = batch_size, accumulation, seed
-        self.batches_per_epoch = sum(-(-len(pictures) // batch_size) for pictures in self.members.values())
+        own, pool = (sum(map(len, kind.values())) for kind in (self.members, self.regularisation))
+        self.quotas = {bucket: max(1, round(own * len(pictures) / pool)) for bucket, pictures in self.regularisation.items()}
+        self.batches_per_epoch = sum(-(-(len(pictures) + self.quotas.get(bucket, 0)) // batch_size) for bucket, pictures in self.members.items())
         self._epoch = lru_cache(maxsize=2)(self._shuffled_epoch)
+
+    def _rotated(self, bucket: Hashable, number: int, epoch: int) -> list[int]:
+        """The regularisation pictures of one bucket in this epoch: the next ones of an order that is new in every round."""
+        pool, quota, result = self.regularisation.get(bucket, []), self.quotas.get(bucket, 0), []
+        for position in range(epoch * quota, (epoch + 1) * quota):
+            turn, place = divmod(position, len(pool))
+            if not result or place == 0:
+                order = list(pool)
+                python_random(self.seed, "regularisation order", turn, number).shuffle(order)
+            result.append(order[place])
+        return result
 
     def _shuffled_epoch(self, epoch: int) -> list[list[int]]:
         batches = []
-        for number, pictures in enumerate(self.members.values()):
-            shuffled = list(pictures)
+        for number, (bucket, pictures) in enumerate(self.members.items()):
+            shuffled = [*pictures, *self._rotated(bucket, number, epoch)]
             python_random(self.seed, "picture order", epoch, number).shuffle(shuffled)
             batches += [shuffled[start:start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
         python_random(self.seed, "batch order", epoch).shuffle(batches)

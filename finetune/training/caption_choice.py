@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from finetune.randomness import python_random
@@ -52,11 +52,12 @@ class CaptionChoice:
 
 
 def caption_choice(captions: Sequence[Sequence[str]], *, trigger: str | None, shuffle: bool, kept_parts: int,
-                   dropout: float, seed: int) -> CaptionChoice:
-    """captions: for each picture the captions that it has (at least one, may be "")."""
+                   dropout: float, seed: int, untriggered: Collection[int] = ()) -> CaptionChoice:
+    """captions: for each picture the captions that it has (at least one, may be "").  untriggered: pictures, by number, whose
+    captions stay without the trigger."""
     variants = []
     for picture, own in enumerate(captions):
-        own = [with_trigger(caption, trigger) for caption in own]
+        own = [with_trigger(caption, None if picture in untriggered else trigger) for caption in own]
         if shuffle:
             own = [shuffled(caption, kept_parts, trigger, seed, picture, variant) for caption in own for variant in range(SHUFFLED_VARIANTS)]
         variants.append(tuple(dict.fromkeys(own)))

@@ -20,6 +20,7 @@ from finetune.errors import TrainingError
 from finetune.families.protocol import Conditioning, LatentDistribution
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
 from finetune.training.encoding_claims import Claims
+from finetune.training.masks import encode_masks, mask_keys
 from finetune.training.pixels import load_pixels
 from finetune.training.training_set import TrainingPicture, TrainingSet
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune.families.base_models import BaseModel
+    from finetune.recipe_settings import DataSettings
 
 PROMPTS_AT_ONCE = 16
 # Below this many pictures a pool of processes takes longer to start than it saves.
@@ -53,8 +55,8 @@ def text_keys(base: BaseModel, prompts: Iterable[str], cache: EncodingCache) -> 
 class Encodings:
     """What was encoded, by picture number and by caption. Reads from the cache; nothing is computed here."""
 
-    def __init__(self, cache: EncodingCache, latents: Sequence[str], texts: dict[str, str]):
-        self.cache, self._latents, self._texts = cache, latents, texts
+    def __init__(self, cache: EncodingCache, latents: Sequence[str], texts: dict[str, str], masks: Sequence[str | None]):
+        self.cache, self._latents, self._texts, self._masks = cache, latents, texts, masks
 
     def _entry(self, key: str) -> dict[str, torch.Tensor]:
         entry = self.cache.get(key)
@@ -66,6 +68,11 @@ class Encodings:
         """(C, h, w) mean and std of one picture."""
         entry = self._entry(self._latents[picture])
         return LatentDistribution(entry["mean"], entry["std"])
+
+    def mask(self, picture: int) -> torch.Tensor | None:
+        """(h, w) in 0..1: where the loss of one picture counts; None where it counts everywhere."""
+        key = self._masks[picture]
+        return self._entry(key)["mask"] if key else None
 
     def conditioning(self, prompt: str) -> Conditioning:
         return Conditioning(self._entry(self._texts[prompt]))
@@ -148,19 +155,21 @@ def encode_prompts(base: BaseModel, prompts: Iterable[str], cache: EncodingCache
     return keys
 
 
-def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], background: str, cache: EncodingCache,
+def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], data: DataSettings, cache: EncodingCache,
                       device: torch.device, dtype: torch.dtype, workers: str | int, progress: Progress) -> Encodings:
-    """Fill the cache with all pictures, all captions any step can ask for, and `extra_prompts`.
+    """Fill the cache with all pictures and their masks, all captions any step can ask for, and `extra_prompts`.
 
     Each encoder is loaded only when something is missing, and is gone again when this returns. Several processes, of one
     run or of many, share the work: none makes what another has made or is making.
     """
-    keys = latent_keys(base, training_set.pictures, background, cache)
+    keys = latent_keys(base, training_set.pictures, data.background, cache)
     missing = set(cache.missing(keys))
     todo = {key: picture for picture, key in zip(training_set.pictures, keys, strict=True) if key in missing}
     if todo:
-        _encode_pictures(base, todo, background, cache, device, worker_count(workers, len(todo)), progress)
+        _encode_pictures(base, todo, data.background, cache, device, worker_count(workers, len(todo)), progress)
+    masks = mask_keys(training_set.pictures, keys)
+    encode_masks(training_set.pictures, masks, keys, data.unmasked_weight, cache, progress)
     texts = encode_prompts(base, [*training_set.captions.every_caption(), *extra_prompts], cache, device, dtype, progress)
     if not todo and not cache.made:
         progress.say(f"{len(keys)} pictures and {len(texts)} captions were encoded before")
-    return Encodings(cache, keys, texts)
+    return Encodings(cache, keys, texts, masks)

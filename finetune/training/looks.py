@@ -75,7 +75,7 @@ class Looks:
             return {}
         before = sorted(self.prepared.run.samples.glob("step-000000-*.png"))
         related = len(drawn) - self.prepared.samples.unrelated
-        row = self.watch_samples(step, drawn, before, [picture.record.path for picture in self.prepared.training_set.pictures], [index >= related for index in range(len(drawn))])
+        row = self.watch_samples(step, drawn, before, [picture.record.path for picture in self.prepared.training_set.own()], [index >= related for index in range(len(drawn))])
         self._note({"step": step} | row)
         return row
 

@@ -24,11 +24,12 @@ from finetune.training.encode import Encodings
 from finetune.training.loop_state import LoopState
 from finetune.training.loss_watch import LossWatch
 from finetune.training.lr_schedules import learning_rate_factor
+from finetune.training.masks import place_weights
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.run_folder import RunFolder
 from finetune.training.step import StepNumbers, optimizer_step
 from finetune.training.stop_signals import StopRequest
-from finetune.training.training_set import TrainingSet
+from finetune.training.training_set import TrainingPicture, TrainingSet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,11 +61,15 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pictures of one bucket as the model gets them. latents, noise: (B, C, h, w) float32.  uniform: (B,) in [0, 1)."""
+    """Pictures of one bucket as the model gets them. latents, noise: (B, C, h, w) float32.  uniform: (B,) in [0, 1).
+    weights: (B,) factors on the samples' losses.  place_weights: (B, 1, h, w) factors on the squared error at each place, 1 on
+    average for each sample; None where all places count alike."""
 
     latents: torch.Tensor
     noise: torch.Tensor
     uniform: torch.Tensor
+    weights: torch.Tensor
+    place_weights: torch.Tensor | None
     conditionings: list[Conditioning]
     geometries: list[PictureGeometry]
     dropout_seed: int
@@ -83,6 +88,24 @@ def noise_positions(job: TrainingJob, step: int, total: int) -> torch.Tensor:
     return (strata + inside) / total
 
 
+def sample_noise(job: TrainingJob, step: int, index: int, shape: torch.Size) -> torch.Tensor:
+    """(C, h, w) noise of one sample. With `objective.noise_offset` a constant of its own is added to each channel, so that
+    the mean of a picture is noised as strongly as its details (N. Guttenberg, "Diffusion with Offset Noise", crosslabs.org)."""
+    seed, strength = job.recipe.training.seed, job.recipe.objective.noise_offset
+    noise = torch.randn(shape, generator=generator(seed, "noise", step, index))
+    if not strength:
+        return noise
+    return noise + strength * torch.randn(shape[0], 1, 1, generator=generator(seed, "noise offset", step, index))
+
+
+def _place_weights(job: TrainingJob, samples: Sequence[Sample], grid: torch.Size) -> torch.Tensor | None:
+    masks = [job.encodings.mask(sample.picture) for sample in samples]
+    if all(mask is None for mask in masks):
+        return None
+    everywhere = torch.ones(grid)
+    return torch.stack([place_weights(everywhere if mask is None else mask, job.recipe.data.unmasked_weight) for mask in masks])
+
+
 def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], positions: torch.Tensor) -> MicroBatch:
     """Put a micro-batch together. Every draw is named by (seed, purpose, step, index of the sample in the step)."""
     seed = job.recipe.training.seed
@@ -91,15 +114,19 @@ def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], position
         encoded = job.encodings.latents(sample.picture)
         spread = torch.randn(encoded.mean.shape, generator=generator(seed, "latent", step, sample.index))
         latents.append(encoded.mean + encoded.std * spread)
-        noises.append(torch.randn(encoded.mean.shape, generator=generator(seed, "noise", step, sample.index)))
+        noises.append(sample_noise(job, step, sample.index, encoded.mean.shape))
     captions = [job.training_set.captions.at(sample.picture, step, sample.index) for sample in samples]
     device = job.accelerator.device
+    pictures = [job.training_set.pictures[sample.picture] for sample in samples]
+    places = _place_weights(job, samples, latents[0].shape[-2:])
     return MicroBatch(
         latents=torch.stack(latents).to(device),
         noise=torch.stack(noises).to(device),
         uniform=positions[[sample.index for sample in samples]],
+        weights=torch.tensor([picture.weight for picture in pictures]),
+        place_weights=places if places is None else places.to(device),
         conditionings=[job.encodings.conditioning(caption) for caption in captions],
-        geometries=[job.training_set.pictures[sample.picture].geometry for sample in samples],
+        geometries=[picture.geometry for picture in pictures],
         dropout_seed=stable_seed(seed, "dropout", step, samples[0].index),
     )
 
@@ -111,8 +138,11 @@ def sample_losses(job: TrainingJob, batch: MicroBatch) -> torch.Tensor:
     torch.manual_seed(batch.dropout_seed)
     prediction = job.family.predict(job.transformer, noisy, level, batch.conditionings, batch.geometries)
     target = job.objective.target(batch.latents, batch.noise, level)
-    errors = (prediction.float() - target).pow(2).flatten(1).mean(1)
-    return job.objective.weight(level).to(errors.device) * errors
+    errors = (prediction.float() - target).pow(2)
+    if batch.place_weights is not None:
+        errors = errors * batch.place_weights
+    errors = errors.flatten(1).mean(1)
+    return (job.objective.weight(level) * batch.weights).to(errors.device) * errors
 
 
 def learning_rate_at(job: TrainingJob, step: int) -> float:
@@ -133,9 +163,12 @@ def take_step(job: TrainingJob, step: int, learning_rate: float) -> StepNumbers:
     )
 
 
-def _pictures_of(job: TrainingJob, step: int) -> str:
-    names = [job.training_set.pictures[sample.picture].record.path.name for batch in job.order.micro_batches(step) for sample in batch]
-    return ", ".join(dict.fromkeys(names))
+def _pictures_of(job: TrainingJob, step: int) -> list[TrainingPicture]:
+    return [job.training_set.pictures[sample.picture] for batch in job.order.micro_batches(step) for sample in batch]
+
+
+def _names_of(job: TrainingJob, step: int) -> str:
+    return ", ".join(dict.fromkeys(picture.record.path.name for picture in _pictures_of(job, step)))
 
 
 def check_numbers(job: TrainingJob, step: int, numbers: StepNumbers, watch: LossWatch) -> None:
@@ -145,10 +178,13 @@ def check_numbers(job: TrainingJob, step: int, numbers: StepNumbers, watch: Loss
         watch.skipped += 1
         if job.recipe.training.non_finite == "skip":
             return
-        raise TrainingError(f"the {numbers.bad} of step {step + 1} is not finite; pictures: {_pictures_of(job, step)}", where=str(job.run.path), fix=fix)
-    if watch.blew_up(numbers.loss):
+        raise TrainingError(f"the {numbers.bad} of step {step + 1} is not finite; pictures: {_names_of(job, step)}", where=str(job.run.path), fix=fix)
+    # Steps of pictures that count little have a small loss; without its weights it is like that of other steps.
+    weights = [picture.weight for picture in _pictures_of(job, step)]
+    mean_weight = sum(weights) / len(weights)
+    if mean_weight and watch.blew_up(numbers.loss / mean_weight):
         raise TrainingError(
-            f"the loss blew up at step {step + 1}: {numbers.loss:.3g} after {watch.lowest_single:.3g} at best; pictures: {_pictures_of(job, step)}",
+            f"the loss blew up at step {step + 1}: {numbers.loss:.3g} after {watch.lowest_single:.3g} at best; pictures: {_names_of(job, step)}",
             where=str(job.run.path), fix=fix,
         )
 

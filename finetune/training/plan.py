@@ -26,6 +26,8 @@ from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, choose_hold, held_linears, memory_is_short
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.precision import choose_base_dtype, choose_precision
+from finetune.training.regularisation import requests_of
+from finetune.training.training_set import resolutions_of
 
 # Bytes of optimizer state for one trainable number.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adafactor": 0.1, "lion8bit": 1.05}
@@ -90,13 +92,19 @@ def size_in_bytes(text: str) -> int:
 
 @dataclass
 class Ground:
-    """What does not change while settings are tried: base, sizes, traced costs by batch size."""
+    """What does not change while settings are tried: base, sizes, traced costs by batch size.
+
+    pixels: of all pictures, each at every size that it is trained at.  usual_share: pixels of the mean use of a picture, as a
+    share of those of the largest size.  to_draw: regularisation pictures that the base draws before training.
+    """
 
     recipe: Recipe
     base: Any
     device: torch.device
     sizes: list[tuple[int, int]]
-    pictures: int
+    pixels: int
+    usual_share: float
+    to_draw: int
     captions: int
     surroundings: plan_phases.Surroundings
     model: torch.nn.Module
@@ -149,18 +157,30 @@ def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None =
         from finetune.training.training_set import build_training_set
 
         training_set = build_training_set(recipe, facts, progress or Progress())
-    if training_set is None:
-        edge = (recipe.data.resolution or facts.resolution) // facts.size_multiple * facts.size_multiple or facts.size_multiple
-        sizes, pictures, captions = [(edge, edge)], 0, 0
-    else:
-        buckets = {picture.placement.bucket for picture in training_set.pictures}
-        sizes = sorted((bucket.height, bucket.width) for bucket in buckets)
-        pictures, captions = len(training_set.pictures), len(set(training_set.captions.every_caption()))
+    to_draw = len(requests_of(recipe, facts)) if training_set is None or not any(picture.regularisation for picture in training_set.pictures) else 0
+    edge = max(resolutions_of(recipe, facts)) // facts.size_multiple * facts.size_multiple
+    sizes, pixels, usual_share, captions = [(edge, edge)], to_draw * edge**2, 1.0, 0
+    if training_set is not None:
+        buckets = [picture.placement.bucket for picture in training_set.pictures]
+        sizes = sorted({(bucket.height, bucket.width) for bucket in buckets})
+        pixels += sum(bucket.height * bucket.width for bucket in buckets)
+        usual_share, captions = _usual_share(training_set), len(set(training_set.captions.every_caption()))
     config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = plan_model.build_on_meta(config["_class_name"], config)
     held_out = len(training_set.held_out) if training_set is not None else 0
-    return Ground(recipe, base, device, sizes, pictures, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out)
+    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out)
+
+
+def _usual_share(training_set: Any) -> float:
+    """Own and regularisation pictures are used equally often in all; within their kind by their repeats."""
+    shares = []
+    largest = max(picture.placement.bucket.height * picture.placement.bucket.width for picture in training_set.pictures)
+    for kind in (False, True):
+        uses = [(picture.placement.bucket.height * picture.placement.bucket.width, picture.repeats) for picture in training_set.pictures if picture.regularisation == kind]
+        if uses:
+            shares.append(sum(area * repeats for area, repeats in uses) / sum(repeats for _, repeats in uses) / largest)
+    return sum(shares) / len(shares)
 
 
 def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
@@ -189,14 +209,19 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     phases["proof"] = sum(parts[name] for name in ("libraries", "weights", "autoencoder", "encodings")) + adapters + plan_phases.proof_bytes(
         ground.model, facts, hold, recipe, around)
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
-    work = cost.work(checkpointed) * recipe.training.accumulation
-    seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed)
+    work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
+    seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
     notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
     notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
     if recipe.adapter.text_encoders:
         notes.append("the trained text encoders stay in memory beside the transformer, and captions pass through them at every step (time not counted)")
     if ground.speed.busy > BUSY:
         notes.append(f"other programs use this machine now: steps take {ground.speed.busy:.1f} times as long as on a quiet one, which seconds_per_step counts in")
+    if ground.to_draw:
+        passes = ground.to_draw * recipe.samples.steps * (2 if recipe.samples.guidance > 1 else 1)
+        # Half of a step is its forward pass; the pictures are drawn at the largest size.
+        drawing = passes * seconds / ground.usual_share / (2 * recipe.training.batch_size * recipe.training.accumulation)
+        notes.append(f"{ground.to_draw} regularisation pictures are drawn before training: about {drawing:.0f} s")
     if device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
@@ -209,9 +234,8 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
 def _encodings_bytes(ground: Ground) -> int:
     """Of all latents and captions."""
     shape = ground.base.family.shape(ground.config)
-    largest = max(height * width for height, width in ground.sizes)
-    latents = 2 * 4 * shape.latent_channels * largest / shape.latent_factor**2
-    return int(ground.pictures * latents + max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config))
+    latents = 2 * 4 * shape.latent_channels * ground.pixels / shape.latent_factor**2
+    return int(latents + max(ground.captions, 1) * conditioning_bytes(ground.base.family.facts.name, ground.config))
 
 
 def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: Hold) -> dict[str, int]:

@@ -15,6 +15,7 @@ from data_tools.atomic_files import write_text
 from data_tools.progress import Progress
 from finetune.errors import BadInput
 from finetune.families.mapped_pages import trim_heap
+from finetune.objectives import LossWeighting, refuse_noise_offset
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
 from finetune.training.encoding_cache import EncodingCache
@@ -22,6 +23,7 @@ from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, choose_hold, load_held
 from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
 from finetune.training.preloading import late_imports
+from finetune.training.regularisation import draw_regularisation
 from finetune.training.resume import check_continuation
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
@@ -92,12 +94,25 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     base = locate_base(recipe.base.model, recipe.base.revision)
     if recipe.adapter.text_encoders:
         check_trainable(base.family)
-    with late_imports():
-        training_set = build_training_set(recipe, base.family.facts, progress)
-    _say_what_was_found(training_set, progress)
+    if recipe.objective.noise_offset:
+        refuse_noise_offset(base.family.objective(base.family.load(base.folder, frozenset(), torch.float32), None, LossWeighting()))
     base_dtype = choose_base_dtype(recipe.base.dtype, precision)
     hold = choose_hold(recipe.base.hold, base_dtype, precision)
     sharding = wanted_sharding(accelerator, recipe, base.family.facts, hold)
+    cache = EncodingCache(cache_folder)
+    drawn = None
+    if recipe.data.regularisation_prompt is not None:
+        if sharding is not None:
+            raise BadInput("a base that is divided over processes draws no regularisation pictures", where="data.regularisation_prompt",
+                           fix="let one process draw them in a run of its own, and name its folder `regularisation` as data.regularisation_folder")
+        if accelerator.is_main_process and run.exists and resume:
+            check_continuation(run, recipe, None, accepted)
+        drawn = run.regularisation
+        with accelerator.main_process_first():
+            draw_regularisation(recipe, base, drawn, hold, base_dtype.dtype, cache, accelerator.device, progress)
+    with late_imports():
+        training_set = build_training_set(recipe, base.family.facts, progress, drawn)
+    _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
     reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",
                "optimizer": f"{optimizer.name}: {optimizer.reason}"}
@@ -106,16 +121,10 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     if accelerator.is_main_process:
         if run.exists and resume:
             check_continuation(run, recipe, training_set.data_hash, accepted)
-        run.write_json(run.data_summary, {
-            "data_hash": training_set.data_hash, "pictures": len(training_set.pictures), "layout": training_set.layout,
-            "held_out": [str(picture.record.path) for picture in training_set.held_out],
-            "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
-            "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.pictures),
-        })
+        run.write_json(run.data_summary, _data_summary(training_set, recipe))
         write_text(run.recipe, dump_recipe(recipe))
     samples = plan_samples(recipe, base.family.facts, training_set)
-    cache = EncodingCache(cache_folder)
-    encodings = encode_everything(base, training_set.with_held_out(), samples.every_prompt(), recipe.data.background, cache, accelerator.device,
+    encodings = encode_everything(base, training_set.with_held_out(), samples.every_prompt(), recipe.data, cache, accelerator.device,
                                   base_dtype.dtype, recipe.training.workers, progress)
     if cache.mended:
         progress.say(f"{cache.mended} damaged encodings were made again")
@@ -125,12 +134,29 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder, sharding=sharding)
 
 
-def _say_what_was_found(training_set: TrainingSet, progress: Progress) -> None:
-    buckets: dict[str, int] = {}
-    for picture in training_set.pictures:
-        size = f"{picture.placement.bucket.width}x{picture.placement.bucket.height}"
-        buckets[size] = buckets.get(size, 0) + 1
-    progress.say(f"{len(training_set.pictures)} pictures ({training_set.layout}), in buckets " + ", ".join(f"{size}: {count}" for size, count in buckets.items()))
+def _data_summary(training_set: TrainingSet, recipe: Recipe) -> dict[str, Any]:
+    """data.json: what is trained, for the report and for comparing when the run goes on."""
+    return {
+        "data_hash": training_set.data_hash, "pictures": len(training_set.own()), "layout": training_set.layout, "folders": list(training_set.folders),
+        "sizes": [{"size": size, "own": own, "regularisation": others} for size, (own, others) in training_set.sizes().items()],
+        "masks": training_set.masked(),
+        "regularisation": list(dict.fromkeys(str(picture.record.path) for picture in training_set.pictures if picture.regularisation)),
+        "held_out": [str(picture.record.path) for picture in training_set.held_out],
+        "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
+        "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.own()),
+    }
+
+
+def _say_what_was_found(training_set: TrainingSet, recipe: Recipe, progress: Progress) -> None:
+    own, sizes = len(training_set.own()), training_set.sizes()
+    progress.say(f"{own} pictures ({training_set.layout}), in buckets " + ", ".join(f"{size}: {sum(counts)}" for size, counts in sizes.items()))
+    if len(training_set.folders) > 1:
+        for row in training_set.folders:
+            kind = "regularisation, no trigger" if row["regularisation"] else f"seen {row['seen']} times in an epoch"
+            progress.say(f"from {row['folder']}: {row['pictures']} pictures, {kind}, loss x {row['weight']:g}")
+    if recipe.data.masked_loss:
+        masked = training_set.masked()
+        progress.say(f"{masked} of {own} pictures have a mask; {'the others count everywhere' if masked else 'masked_loss changes nothing'}")
     if training_set.held_out:
         names = ", ".join(picture.record.path.name for picture in training_set.held_out)
         progress.say(f"{len(training_set.held_out)} pictures are held out and not trained: {names}")

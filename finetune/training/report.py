@@ -54,8 +54,14 @@ PAGE = """<!doctype html>
 {% if watched %}<h2>Copies and drift on the way</h2><table><tr><th>Step</th><th>Near-copies among the samples</th><th>Nearest training picture</th><th>Drift of unrelated pictures</th><th></th></tr>
 {% for row in watched %}<tr><td>{{ row.step }}</td><td>{{ row.copies }}</td><td>{{ row.nearest }}</td><td>{{ row.drift }}</td><td>{{ row.pairs }}{{ row.stop }}</td></tr>{% endfor %}</table>
 <p class="note">Likeness is 1 for the same picture; drift is the mean colour difference (OKLab) to what the base draws.</p>{% endif %}
-<h2>Data</h2><p>{{ pictures }} pictures were trained.{% if held_out %} {{ held_out | length }} were held out and never trained: {{ held_out | join(", ") }}.{% endif %} {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
+<h2>Data</h2><p>{{ data.get("pictures", 0) }} pictures were trained{% if data.get("masks") %}, {{ data.masks }} of them where their masks say{% endif %}.{% if held_out %} {{ held_out | length }} were held out and never trained: {{ held_out | join(", ") }}.{% endif %} {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
 {% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
+{% if data.get("folders", []) | length > 1 %}<table><tr><th>folder</th><th>kind</th><th>pictures</th><th>seen in an epoch</th><th>loss</th></tr>
+{% for row in data.folders %}<tr><td>{{ row.folder }}</td><td>{{ "regularisation" if row.regularisation else "own" }}</td><td>{{ row.pictures }}</td>
+<td>{{ "as often as the own ones together" if row.regularisation else row.seen }}</td><td>x {{ row.weight }}</td></tr>{% endfor %}</table>{% endif %}
+{% if data.get("sizes") %}<table><tr><th>size</th><th>own pictures</th>{% if data.regularisation %}<th>regularisation pictures</th>{% endif %}</tr>
+{% for row in data.sizes %}<tr><td>{{ row.size }}</td><td>{{ row.own }}</td>{% if data.regularisation %}<td>{{ row.regularisation }}</td>{% endif %}</tr>{% endfor %}</table>{% endif %}
+{% if data.get("regularisation") %}<details><summary>{{ data.regularisation | length }} regularisation pictures</summary><ul>{% for path in data.regularisation %}<li>{{ path }}</li>{% endfor %}</ul></details>{% endif %}
 {% if thoughts %}<h2>What was thought</h2><table><tr><th>Picture and caption</th><th>Trace</th><th>Trained as</th></tr>
 {% for row in thoughts %}<tr><td>{{ row.picture }}<br><bdi>{{ row.prompt }}</bdi></td><td class="trace"><bdi>{{ row.trace }}</bdi></td><td><bdi>{{ row.enhanced if row.ok else "as it is: " ~ row.reason }}</bdi></td></tr>{% endfor %}</table>{% endif %}
 {% if reasons %}<h2>Automatic choices</h2><table>{% for key, value in reasons.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
@@ -75,7 +81,7 @@ def write_report(run: RunFolder) -> Path:
     page = Environment(autoescape=True).from_string(PAGE).render(
         name=run.path.resolve().name, style=STYLE, style_hash=base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode(),
         sheet=_embedded(run.sheet), facts=_facts(result, rows), curves=curves, watched=_watched(run), width=CURVE_WIDTH, height=CURVE_HEIGHT,
-        pictures=data.get("pictures", 0), left_out=data.get("left_out", []), held_out=[Path(path).name for path in data.get("held_out", [])], thoughts=data.get("thoughts", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
+        data=data, left_out=data.get("left_out", []), held_out=[Path(path).name for path in data.get("held_out", [])], thoughts=data.get("thoughts", []), reasons=result.get("reasons", {}), samples=_samples_on_the_way(run),
         recipe="".join(path.read_text(encoding="utf-8") for path in (run.recipe, run.path / "preference.toml") if path.exists()),
     )
     write_text(run.report, page)

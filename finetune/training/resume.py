@@ -15,19 +15,20 @@ from finetune.training.loop_state import LoopState
 from finetune.training.run_folder import RunFolder
 
 # Nothing here changes what a step computes (more steps do move a falling schedule, which is what is asked for then).
-FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "data.folder", "validation.folder", "samples.", "tracking.", "publish.")
+FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "samples.")
 
 
 def changed_settings(before: Recipe, now: Recipe) -> list[str]:
     """Lines "key: old -> new" of settings that shape the adapter and differ."""
-    old, new = before.settings(), now.settings()
+    old, new = before.shaping(), now.shaping()
     return [f"{key}: {old.get(key)} -> {value}" for key, value in new.items() if value != old.get(key) and not key.startswith(FREE_TO_CHANGE)]
 
 
-def check_continuation(run: RunFolder, recipe: Recipe, data_hash: str, accepted: Collection[str]) -> None:
-    """Raises RunFolderError naming every setting or data change that `accepted` does not allow ("data" for pictures)."""
+def check_continuation(run: RunFolder, recipe: Recipe, data_hash: str | None, accepted: Collection[str]) -> None:
+    """Raises RunFolderError naming every setting or data change that `accepted` does not allow ("data" for pictures).
+    data_hash: None compares the settings alone, before the pictures are known."""
     changes = [line for line in changed_settings(load_recipe(run.recipe), recipe) if line.split(":")[0] not in accepted]
-    if run.data_summary.exists() and "data" not in accepted:
+    if data_hash is not None and run.data_summary.exists() and "data" not in accepted:
         before = json.loads(run.data_summary.read_text(encoding="utf-8"))["data_hash"]
         changes += [] if before == data_hash else ["data: pictures, captions or sizes are not what they were"]
     if changes:

@@ -191,8 +191,9 @@ def _timestep_sampling(recipe: Recipe) -> TimestepSampling | None:
 def _batch_order(recipe: Recipe, training_set: TrainingSet, processes: int) -> BatchOrder:
     """Two processes take the same steps as one with twice the accumulation."""
     buckets = [picture.placement.bucket for picture in training_set.pictures]
-    repeats = [picture.record.repeats for picture in training_set.pictures]
-    return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation * processes, recipe.training.seed)
+    repeats = [picture.repeats for picture in training_set.pictures]
+    regularisation = [picture.regularisation for picture in training_set.pictures]
+    return BatchOrder(buckets, repeats, recipe.training.batch_size, recipe.training.accumulation * processes, recipe.training.seed, regularisation)
 
 
 def _finish(prepared: Prepared, trained: _Trained, began: float, progress: Progress) -> TrainingResult:

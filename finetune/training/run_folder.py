@@ -22,6 +22,7 @@ class RunFolder:
         validation.jsonl one line a measurement on held-out or sample pictures
         learning_rate.json  the search for a learning rate, where one was asked for
         samples/         step-000100.png: same prompts, same seeds
+        regularisation/  pictures that the base drew before training, where the recipe asks for them
         checkpoints/     step-000100/
         adapter/         what is published
         report.html
@@ -37,6 +38,7 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.validation = self.path / "validation.jsonl"
         self.samples = self.path / "samples"
+        self.regularisation = self.path / "regularisation"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.sheet = self.path / "before_after.png"

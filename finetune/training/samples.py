@@ -36,9 +36,10 @@ def plan_samples(recipe: Recipe, facts: FamilyFacts, training_set: TrainingSet) 
     settings = recipe.samples
     prompts = [with_trigger(prompt, recipe.data.trigger) for prompt in settings.prompts]
     if not prompts:
-        captions = dict.fromkeys(variants[0] for variants in training_set.captions.variants if variants[0])
+        pairs = zip(training_set.pictures, training_set.captions.variants, strict=True)
+        captions = dict.fromkeys(variants[0] for picture, variants in pairs if variants[0] and not picture.regularisation)
         prompts = list(captions)[:PROMPTS_FROM_DATA] or [""]
-    common = Counter(picture.placement.bucket for picture in training_set.pictures).most_common(1)[0][0]
+    common = Counter(picture.placement.bucket for picture in training_set.own()).most_common(1)[0][0]
     prompts = [*prompts, *settings.unrelated]
     multiple = facts.size_multiple
     height = (settings.height or common.height) // multiple * multiple or multiple

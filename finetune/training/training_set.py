@@ -1,32 +1,44 @@
-"""From a folder to what is trained: every picture with its bucket and its captions, and a list of what is left out."""
+"""From folders to what is trained: every picture with its buckets and its captions, and a list of what is left out."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from data_tools.buckets import Placement, assign, choose_buckets
+from data_tools.buckets import Placement, assign
+from data_tools.images import read_bytes
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord
-from data_tools.scan import LeftOut, ScanReport, scan_folder
+from data_tools.resolutions import place_at_each
+from data_tools.scan import LeftOut, scan_folder
 from data_tools.thinking import caption_to_train
 from finetune.errors import DataError
 from finetune.families.protocol import FamilyFacts, PictureGeometry
 from finetune.recipe import Recipe
 from finetune.training.caption_choice import CaptionChoice, caption_choice, with_trigger
+from finetune.training.data_sources import NAMED_IN_A_MESSAGE, FoundPictures, SourcePicture, find_pictures, folder_rows
 from finetune.training.encoding_cache import key_of
 from finetune.training.held_out import split_records
-
-NAMED_IN_A_MESSAGE = 5
 
 
 @dataclass(frozen=True)
 class TrainingPicture:
-    """A picture, how it is fitted to its bucket, and the sizes that some models are told."""
+    """A picture as it is fitted to one bucket, and the sizes that some models are told; a picture that is trained at
+    several resolutions is there once for each.
+
+    repeats: times it is seen in an epoch.  weight: factor on its loss.  regularisation: shows what the base knows already.
+    mask_hash: SHA-256 of its mask's bytes where the mask weighs the loss, else None.
+    """
 
     record: ImageRecord
     placement: Placement
+    repeats: int = 1
+    weight: float = 1.0
+    regularisation: bool = False
+    mask_hash: str | None = None
 
     @property
     def geometry(self) -> PictureGeometry:
@@ -36,7 +48,8 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is trained, and what is held out. `data_hash` changes with any picture, fit or caption."""
+    """What is trained: own pictures first, then regularisation pictures; and what is held out. `data_hash` changes with any
+    picture, fit, caption, weight or mask.  folders: where the trained pictures are from, as plain values."""
 
     pictures: tuple[TrainingPicture, ...]
     captions: CaptionChoice
@@ -44,6 +57,7 @@ class TrainingSet:
     layout: str
     warnings: tuple[str, ...]
     data_hash: str
+    folders: tuple[dict[str, Any], ...] = ()
     held_out: tuple[TrainingPicture, ...] = ()
     held_out_captions: tuple[str, ...] = ()
 
@@ -52,6 +66,26 @@ class TrainingSet:
         variants = (*self.captions.variants, *((caption,) for caption in self.held_out_captions))
         captions = replace(self.captions, variants=variants, dropout=self.captions.dropout if dropout is None else dropout)
         return replace(self, pictures=self.pictures + self.held_out, captions=captions)
+
+    def own(self) -> list[TrainingPicture]:
+        """Each picture that is to be learned once, as it is fitted at its largest resolution; no regularisation pictures."""
+        first: dict[Path, TrainingPicture] = {}
+        for picture in self.pictures:
+            if not picture.regularisation:
+                first.setdefault(picture.record.path, picture)
+        return list(first.values())
+
+    def masked(self) -> int:
+        """How many pictures have a mask that weighs their loss."""
+        return len({picture.record.path for picture in self.pictures if picture.mask_hash})
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Bucket such as "512x768" -> how many own and how many regularisation pictures are trained at it."""
+        found: dict[str, tuple[int, int]] = {}
+        for picture in self.pictures:
+            own, others = found.get(str(picture.placement.bucket), (0, 0))
+            found[str(picture.placement.bucket)] = (own, others + 1) if picture.regularisation else (own + 1, others)
+        return found
 
 
 def _captions_of(record: ImageRecord, thinking: str) -> list[str]:
@@ -65,55 +99,83 @@ def _filled(record: ImageRecord, policy: str) -> list[str]:
     return [record.path.stem.replace("_", " ").replace("-", " ")] if policy == "file_name" else [""]
 
 
-def _all_captions(records: Sequence[ImageRecord], recipe: Recipe) -> list[list[str]]:
-    captions = [_captions_of(record, recipe.data.thinking) for record in records]
-    bare = [record for record, own in zip(records, captions, strict=True) if not own]
+def _all_captions(found: Sequence[SourcePicture], recipe: Recipe) -> list[list[str]]:
+    captions = [_captions_of(picture.record, recipe.data.thinking) for picture in found]
+    bare = [picture for picture, own in zip(found, captions, strict=True) if not own]
     policy = recipe.data.missing_caption
     if bare and policy == "error":
-        names = ", ".join(record.path.name for record in bare[:NAMED_IN_A_MESSAGE]) + (" ..." if len(bare) > NAMED_IN_A_MESSAGE else "")
+        names = ", ".join(picture.record.path.name for picture in bare[:NAMED_IN_A_MESSAGE]) + (" ..." if len(bare) > NAMED_IN_A_MESSAGE else "")
         raise DataError(
-            f"{len(bare)} of {len(records)} pictures have no caption: {names}", where=str(recipe.data.folder),
+            f"{len(bare)} of {len(found)} pictures have no caption: {names}", where=str(bare[0].folder),
             fix="run `brushwork data caption` on the folder, or set data.missing_caption to file_name, trigger or empty",
         )
     if bare and policy == "trigger" and not recipe.data.trigger:
         raise DataError("missing_caption is trigger, but there is no trigger", where="data.trigger", fix='add --trigger "a word"')
-    return [own or _filled(record, policy) for record, own in zip(records, captions, strict=True)]
+    return [own or _filled(picture.record, policy) for picture, own in zip(found, captions, strict=True)]
 
 
-def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress) -> TrainingSet:
-    """Scan, hold out, choose buckets, fit, caption. Raises DataError when nothing usable is left or captions are missing."""
-    if recipe.data.folder is None:
-        raise DataError("no picture folder is named", where="data.folder", fix="give a folder on the command line or in the recipe")
-    report = scan_folder(Path(recipe.data.folder), progress=progress)
-    records = list(report.records)
-    if not records:
-        reasons = "; ".join(f"{left.path.name}: {left.reason}" for left in report.left_out[:NAMED_IN_A_MESSAGE])
-        raise DataError("there is no usable picture in the folder" + (f" ({reasons})" if reasons else ""), where=str(recipe.data.folder),
-                        fix="put pictures (PNG, JPEG, WebP, AVIF ...) into it")
-    extra = _held_out_folder(recipe.validation.folder, progress) if recipe.validation.folder is not None else None
-    records, held_out, copies = split_records(records, extra.records if extra else (), recipe.validation.share, recipe.training.seed)
+def resolutions_of(recipe: Recipe, facts: FamilyFacts) -> tuple[int, ...]:
+    """Edges in pixels at which pictures are trained. Raises DataError for one that the family cannot have."""
+    wanted = recipe.data.resolution
+    found = wanted if isinstance(wanted, tuple) else (wanted or facts.resolution,)
+    if min(found) < facts.size_multiple:
+        raise DataError(f"{min(found)} pixels are less than the smallest picture of this base, {facts.size_multiple}", where="data.resolution", fix="choose a larger one")
+    return found
+
+
+def _views(found: SourcePicture, placements: Sequence[Placement], masked: bool) -> list[TrainingPicture]:
+    mask = found.record.mask if masked else None
+    mask_hash = hashlib.sha256(read_bytes(mask)).hexdigest() if mask is not None else None
+    return [TrainingPicture(found.record, placement, found.repeats, found.weight, found.regularisation, mask_hash) for placement in placements]
+
+
+def _described(picture: TrainingPicture, variants: Sequence[str]) -> list[Any]:
+    """What of a picture shapes the adapter. What is as usual is not mentioned: runs of earlier versions keep their hash."""
+    unusual = [picture.weight, picture.regularisation, picture.mask_hash]
+    always = [picture.record.content_hash, picture.repeats, asdict(picture.placement), list(variants)]
+    return always if unusual == [1.0, False, None] else always + unusual
+
+
+def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None) -> TrainingSet:
+    """Scan, hold out, choose buckets, fit, caption. drawn: folder of regularisation pictures that the base drew.
+
+    Raises DataError when nothing usable is left or captions are missing.
+    """
+    data, found = recipe.data, find_pictures(recipe, drawn, progress)
+    trained, held_out = _held_out(found, recipe, progress)
+    captions = _all_captions(trained, recipe)
+    placed = place_at_each([picture.record.size for picture in trained], resolutions_of(recipe, facts), multiple=facts.size_multiple,
+                           most=data.buckets, upscale=data.upscale, fit=data.fit)
+    untriggered = {number for number, picture in enumerate(trained) if picture.regularisation}
+    choice = caption_choice(captions, trigger=data.trigger, untriggered=untriggered, shuffle=data.caption_shuffle, kept_parts=data.keep_tokens,
+                            dropout=data.caption_dropout, seed=recipe.training.seed)
+    pictures, variants = [], []
+    for picture, placements, own in zip(trained, placed, choice.variants, strict=True):
+        views = _views(picture, placements, data.masked_loss)
+        pictures += views
+        variants += [own] * len(views)
+    described = [_described(picture, own) for picture, own in zip(pictures, variants, strict=True)]
+    buckets = sorted({picture.placement.bucket for picture in pictures})
+    watched = [view for picture in held_out for view in _views(picture, [assign(picture.record.size, buckets, upscale=data.upscale, fit=data.fit)], data.masked_loss)]
+    watched_captions = tuple(with_trigger(own[0], data.trigger) for own in _all_captions(held_out, recipe))
+    described_too = [[picture.record.content_hash, asdict(picture.placement), caption, *([picture.mask_hash] if picture.mask_hash else [])]
+                     for picture, caption in zip(watched, watched_captions, strict=True)]
+    return TrainingSet(tuple(pictures), replace(choice, variants=tuple(variants)), tuple(found.left_out), found.layout, tuple(found.warnings),
+                       key_of("data", data.background, described, *([described_too] if watched else [])), tuple(folder_rows(trained)), tuple(watched), watched_captions)
+
+
+def _held_out(found: FoundPictures, recipe: Recipe, progress: Progress) -> tuple[list[SourcePicture], list[SourcePicture]]:
+    """(trained, held out). Regularisation pictures are always trained; what is left out on the way is added to `found`."""
+    folder = recipe.validation.folder
+    extra = scan_folder(folder, progress=progress) if folder is not None else None
+    if extra is not None and not extra.records:
+        raise DataError("there is no usable picture in the folder of held-out pictures", where=str(folder), fix="put pictures into it, or leave out validation.folder")
+    source_of = {id(picture.record): picture for picture in found.pictures}
+    own = [picture.record for picture in found.pictures if not picture.regularisation]
+    records, held_out, copies = split_records(own, extra.records if extra else (), recipe.validation.share, recipe.training.seed)
     if recipe.validation.patience and not held_out:
         raise DataError("no picture is held out, so that no loss can be waited for", where="validation.patience", fix="set validation.share or validation.folder")
-    captions = _all_captions(records, recipe)
-    sizes = [(record.height, record.width) for record in records]
-    buckets = choose_buckets(sizes, resolution=recipe.data.resolution or facts.resolution, multiple=facts.size_multiple,
-                             most=recipe.data.buckets, upscale=recipe.data.upscale)
-    pictures, watched = (tuple(TrainingPicture(record, assign((record.height, record.width), buckets, upscale=recipe.data.upscale, fit=recipe.data.fit)) for record in some)
-                         for some in (records, held_out))
-    choice = caption_choice(captions, trigger=recipe.data.trigger, shuffle=recipe.data.caption_shuffle, kept_parts=recipe.data.keep_tokens,
-                            dropout=recipe.data.caption_dropout, seed=recipe.training.seed)
-    watched_captions = tuple(with_trigger(own[0], recipe.data.trigger) for own in _all_captions(held_out, recipe))
-    described = [[picture.record.content_hash, picture.record.repeats, asdict(picture.placement), list(variants)]
-                 for picture, variants in zip(pictures, choice.variants, strict=True)]
-    described_too = [[picture.record.content_hash, asdict(picture.placement), caption] for picture, caption in zip(watched, watched_captions, strict=True)]
-    left_out = (*report.left_out, *(extra.left_out if extra else ()), *copies)
-    warnings = (*report.warnings, *(extra.warnings if extra else ()))
-    return TrainingSet(pictures, choice, left_out, report.layout, warnings, key_of("data", recipe.data.background, described, *([described_too] if watched else [])),
-                       watched, watched_captions)
-
-
-def _held_out_folder(folder: Path, progress: Progress) -> ScanReport:
-    report = scan_folder(folder, progress=progress)
-    if not report.records:
-        raise DataError("there is no usable picture in the folder of held-out pictures", where=str(folder), fix="put pictures into it, or leave out validation.folder")
-    return report
+    found.left_out += [*(extra.left_out if extra else ()), *copies]
+    found.warnings += extra.warnings if extra else []
+    trained = [source_of[id(record)] for record in records] + [picture for picture in found.pictures if picture.regularisation]
+    return trained, [SourcePicture(record, Path(folder or record.path.parent), 1, 1.0, False) for record in held_out]

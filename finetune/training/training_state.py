@@ -80,5 +80,5 @@ def _provenance(prepared: Prepared, step: int) -> dict[str, Any]:
         "base_model": prepared.base.identifier, "base_revision": prepared.base.revision, "family": prepared.base.family.facts.name,
         "kind": prepared.recipe.adapter.kind,
         "recipe_hash": prepared.recipe.settings_hash(), "data_hash": prepared.training_set.data_hash, "trigger": prepared.recipe.data.trigger,
-        "licence": prepared.recipe.publish.licence or prepared.base.licence.identifier, "steps": step, "pictures": len(prepared.training_set.pictures),
+        "licence": prepared.recipe.publish.licence or prepared.base.licence.identifier, "steps": step, "pictures": len(prepared.training_set.own()),
     } | ({"ema_decay": prepared.recipe.training.ema_decay} if prepared.recipe.training.ema_decay else {})

@@ -27,7 +27,8 @@ contents = st.fixed_dictionaries({
     "base": st.fixed_dictionaries({"model": one_line}, optional={"revision": one_line, "hold": st.sampled_from(["auto", "nf4", "streamed"])}),
 }, optional={
     "data": st.fixed_dictionaries({}, optional={
-        "trigger": one_line, "resolution": st.integers(16, 8192), "caption_dropout": fractions(0, 1), "upscale": st.booleans(),
+        "trigger": one_line, "resolution": st.integers(16, 8192) | st.lists(st.integers(16, 8192), min_size=1, max_size=4, unique=True),
+        "also": st.lists(st.fixed_dictionaries({"folder": st.from_regex(r"[a-z]{1,9}", fullmatch=True)}, optional={"repeats": st.integers(1, 99), "weight": fractions(0.1, 9)}), max_size=2), "caption_dropout": fractions(0, 1), "upscale": st.booleans(),
         "background": st.from_regex(r"#[0-9a-f]{6}", fullmatch=True),
         "folder": st.text(st.characters(categories=["Ll", "Nd", "Lo"]), min_size=1, max_size=20),
     }),
@@ -135,11 +136,17 @@ def test_relative_folders_count_from_the_file_or_from_the_working_directory(tmp_
     assert load_recipe(Path("deep/r.toml")).data.folder == tmp_path / "deep" / "pictures"
     assert load_recipe(path, ["data.folder=photos"]).data.folder == tmp_path / "photos"
     assert load_recipe({**MINI, "data": {"folder": "photos"}}).data.folder == tmp_path / "photos"
+    path.write_text('[base]\nmodel = "mini"\n[data]\nregularisation_folder = "others"\n[[data.also]]\nfolder = "more"\n')
+    assert load_recipe(path).data.regularisation_folder == tmp_path / "deep" / "others"
+    assert load_recipe(path).data.also[0].folder == tmp_path / "deep" / "more"
+    assert load_recipe(path, ['data.also=[{folder = "photos"}]']).data.also[0].folder == tmp_path / "photos"
 
 
 def test_the_hash_names_the_settings_and_not_the_place(tmp_path):
     here = load_recipe(MINI, [f"data.folder={tmp_path}", "publish.repo=me/it"])
     assert load_recipe(MINI).settings_hash() == here.settings_hash()
+    assert load_recipe(MINI, ['data.also=[{folder="a"}]']).settings_hash() == load_recipe(MINI, ['data.also=[{folder="b"}]']).settings_hash()
+    assert load_recipe(MINI, ['data.also=[{folder="a"}]']).settings_hash() != load_recipe(MINI, ['data.also=[{folder="a", repeats=2}]']).settings_hash()
     changed = {load_recipe(MINI, [change]).settings_hash() for change in ("training.seed=1", "adapter.rank=17", "data.trigger=x")}
     assert len(changed | {here.settings_hash()}) == 4
 

@@ -35,7 +35,7 @@ def test_tricky_toml():
     tomllib.loads(TRICKY)
     assert key_lines(TRICKY) == {
         ("a",): 2, ("a", "x"): 3, ("a", "quo.ted"): 4, ("a", "z"): 8, ("a", "lit"): 12, ("a", "w"): 14,
-        ("d", "e f"): 16, ("d", "e f", "x", "y"): 17, ("list",): 18, ("list", "n"): 19, ("list", "last"): 20,
+        ("d", "e f"): 16, ("d", "e f", "x", "y"): 17, ("list",): 18, ("list", "0"): 18, ("list", "0", "n"): 19, ("list", "0", "last"): 20,
     }
 
 
@@ -43,6 +43,12 @@ def test_a_key_inside_an_inline_table_has_the_line_of_the_table():
     lines = key_lines("a = 1\nb = {c = {d = 2}}\n")
     assert line_of(lines, ("b", "c", "d")) == 2
     assert line_of(lines, ("zzz",)) is None
+
+
+def test_each_table_of_a_list_has_its_own_lines():
+    lines = key_lines("[[a.b]]\nx = 1\n[[a.b]]\nx = 2\n[c]\ny = 1\n")
+    assert lines["a", "b", "0", "x"] == 2 and lines["a", "b", "1", "x"] == 4 and lines["c", "y"] == 6
+    assert line_of(lines, ("a", "b", "1", "missing")) == 3
 
 
 values = st.sampled_from(["1", "true", '"a"', "'#'", '"""\n[x]\ny = 1\n"""', "'''\n'''", "[\n1,\n2, # ]\n]", '{p = "]"}', "1979-05-27", '"[\\"#"'])

@@ -54,3 +54,44 @@ def test_accumulation_cuts_the_same_stream_of_batches_into_longer_steps():
     single = [[sample.picture for sample in batch] for step in range(6) for batch in short.micro_batches(step)]
     double = [[sample.picture for sample in batch] for step in range(3) for batch in long.micro_batches(step)]
     assert single == double
+
+
+with_regularisation = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.booleans()), min_size=1, max_size=20).filter(lambda pictures: not all(p[2] for p in pictures))
+
+
+def mixed_order(pictures, batch_size, seed=0):
+    buckets, repeats, regularisation = zip(*pictures, strict=True)
+    return BatchOrder(buckets, repeats, batch_size, 1, seed, regularisation)
+
+
+@given(with_regularisation, st.integers(1, 5), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_regularisation_pictures_are_as_many_as_own_ones_and_own_ones_are_seen_as_ever(pictures, batch_size, seed):
+    order = mixed_order(pictures, batch_size, seed)
+    seen = Counter(sample.picture for step in range(order.batches_per_epoch) for batch in order.micro_batches(step) for sample in batch)
+    own = {number: repeats for number, (_, repeats, is_regularisation) in enumerate(pictures) if not is_regularisation}
+    assert {number: seen[number] for number in own} == own
+    others = sum(seen.values()) - sum(own.values())
+    buckets = len({bucket for bucket, _, is_regularisation in pictures if is_regularisation})
+    assert abs(others - sum(own.values())) <= buckets if buckets else others == 0
+    assert order.micro_batches(7) == mixed_order(pictures, batch_size, seed).micro_batches(7)
+
+
+def test_all_regularisation_pictures_are_used_equally_often_however_many_there_are():
+    order = mixed_order([("a", 1, False)] * 3 + [("a", 1, True)] * 20, 2)
+    steps = range(20 * order.batches_per_epoch)  # 20 epochs of 3: each of the 20 exactly three times
+    seen = Counter(sample.picture for step in steps for batch in order.micro_batches(step) for sample in batch)
+    assert {seen[number] for number in range(3, 23)} == {3}
+
+
+def test_own_and_regularisation_pictures_meet_in_one_batch():
+    order = mixed_order([("a", 1, False)] * 20 + [("a", 1, True)] * 20, 4)
+    kinds = [{sample.picture < 20 for sample in order.micro_batches(step)[0]} for step in range(order.batches_per_epoch)]
+    assert kinds.count({True, False}) > len(kinds) / 2
+
+
+def test_without_regularisation_pictures_the_order_is_what_it_was():
+    pictures = [("a", 2)] * 7 + [("b", 1)] * 3
+    marked = BatchOrder([bucket for bucket, _ in pictures], [repeats for _, repeats in pictures], 3, 2, 5, [False] * 10)
+    assert [marked.micro_batches(step) for step in range(9)] == [order_of(pictures, 3, 2, 5).micro_batches(step) for step in range(9)]
+    assert [[sample.picture for sample in batch] for batch in marked.micro_batches(0)] == [[1, 5, 5], [7, 9, 8]]

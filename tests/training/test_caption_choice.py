@@ -56,3 +56,7 @@ def test_dropout_drops_about_its_share_and_zero_drops_nothing():
 
 def test_all_captions_of_a_picture_are_used():
     assert {choice_of([["a", "b", "c"]]).at(0, step, 0) for step in range(100)} == {"a", "b", "c"}
+
+
+def test_pictures_that_stay_without_the_trigger_have_their_plain_captions():
+    assert choice_of([["a cat"], ["a dog"]], trigger="sks", untriggered={1}).variants == (("sks, a cat",), ("a dog",))

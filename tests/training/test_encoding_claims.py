@@ -10,6 +10,7 @@ import torch
 
 from data_tools.progress import Progress
 from finetune.families.base_models import locate_base
+from finetune.recipe_settings import DataSettings
 from finetune.training.encode import encode_everything
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.encoding_claims import Claims
@@ -34,7 +35,7 @@ def encoding_child(prepared, folder, workers=0):
     try:
         base, training_set = prepared
         cache = EncodingCache(folder)
-        encode_everything(base, training_set, ["", "a cat"], "#ffffff", cache, torch.device("cpu"), torch.float32, workers, Progress())
+        encode_everything(base, training_set, ["", "a cat"], DataSettings(), cache, torch.device("cpu"), torch.float32, workers, Progress())
         (folder / f"{os.getpid()}.made").write_text(str(cache.made))
         os._exit(0)
     except BaseException:

@@ -131,6 +131,29 @@ def test_larger_pictures_batches_and_ranks_need_more_and_smaller_weights_less(gr
     assert sizes[2] > sizes[3]
 
 
+def test_every_size_of_a_picture_and_every_picture_to_be_drawn_is_on_the_disk_and_in_the_time(ground, tiny_base, pictures):
+    surveyed, recipe = ground
+    hold = resolved_hold(recipe, surveyed.device)
+    several = survey(small_recipe(tiny_base, pictures, data__resolution=[32, 64], data__regularisation_prompt="a disc", data__regularisation_count=10))
+    assert (surveyed.to_draw, several.to_draw) == (0, 10)
+    # Four squares and two wide pictures at 64 and at 32 pixels, and ten squares at 64.
+    assert several.pixels == surveyed.pixels + sum(picture.placement.bucket.height * picture.placement.bucket.width for picture in small_views(tiny_base, pictures)) + 10 * 64 * 64
+    assert several.usual_share < 0.7 < surveyed.usual_share
+    alone = estimate(surveyed, recipe, hold, 0, 1 << 40)
+    several.speed = surveyed.speed
+    more = estimate(several, several.recipe, hold, 0, 1 << 40)
+    assert more.seconds_per_step < alone.seconds_per_step and more.disk_bytes["cache"] > alone.disk_bytes["cache"]
+    assert any("10 regularisation pictures are drawn" in note for note in more.notes)
+
+
+def small_views(tiny_base, pictures):
+    from data_tools.progress import Progress
+    from finetune.training.training_set import build_training_set
+
+    facts = locate_base(str(tiny_base)).family.facts
+    return [picture for picture in build_training_set(small_recipe(tiny_base, pictures, data__resolution=32), facts, Progress()).pictures]
+
+
 def test_auto_checkpoints_as_few_blocks_as_fit(ground):
     surveyed, recipe = ground
     hold = resolved_hold(recipe, surveyed.device)

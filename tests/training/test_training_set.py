@@ -1,0 +1,113 @@
+"""Where pictures come from, how much each counts, and how many sizes it is trained at."""
+
+import shutil
+
+import pytest
+from PIL import Image, ImageDraw
+
+from data_tools.progress import Progress
+from finetune.errors import DataError
+from finetune.families.hunyuan_dit import HunyuanDiT
+from finetune.training.training_set import build_training_set
+from tests.training.small_job import small_recipe, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def own_scan_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
+
+
+def set_of(folder, **changes):
+    return build_training_set(small_recipe("base", folder, **changes), HunyuanDiT.facts, Progress())
+
+
+def counted(training_set):
+    return {picture.record.path.parent.name + "/" + picture.record.path.name: (picture.repeats, picture.weight, picture.regularisation) for picture in training_set.pictures}
+
+
+def test_further_folders_bring_their_repeats_and_weight(tmp_path):
+    main, more = write_pictures(tmp_path / "main", 1), write_pictures(tmp_path / "more", 1)
+    found = set_of(main, data__also=[{"folder": str(more), "repeats": 3, "weight": 0.5}])
+    assert counted(found) == {"main/picture0.png": (1, 1.0, False), "more/picture0.png": (3, 0.5, False)}
+    assert [(row["pictures"], row["seen"], row["weight"]) for row in found.folders] == [(1, 1, 1.0), (1, 3, 0.5)]
+
+
+def test_repeats_of_kohya_folders_are_honoured_and_multiplied(tmp_path):
+    write_pictures(tmp_path / "main" / "10_cat", 1)
+    write_pictures(tmp_path / "more" / "4_dog", 1)
+    found = set_of(tmp_path / "main", data__also=[{"folder": str(tmp_path / "more"), "repeats": 2}])
+    assert [picture.repeats for picture in found.pictures] == [10, 8]
+
+
+def test_a_folder_inside_another_has_the_weight_that_is_named_for_it_and_is_not_trained_twice(tmp_path):
+    main, inner = write_pictures(tmp_path / "main", 2), write_pictures(tmp_path / "main" / "details", 1)
+    found = set_of(main, data__also=[{"folder": str(inner), "weight": 2.0}])
+    assert counted(found) == {"main/picture0.png": (1, 1.0, False), "main/picture1.png": (1, 1.0, False), "details/picture0.png": (1, 2.0, False)}
+
+
+def test_regularisation_pictures_come_last_without_the_trigger_and_with_their_weight(tmp_path):
+    main, others = write_pictures(tmp_path / "main", 1), write_pictures(tmp_path / "others", 2)
+    found = set_of(main, data__regularisation_folder=str(others), data__regularisation_weight=0.25)
+    assert counted(found) == {"main/picture0.png": (1, 1.0, False), "others/picture0.png": (1, 0.25, True), "others/picture1.png": (1, 0.25, True)}
+    assert found.captions.variants == (("sks, a round thing number 0",), ("a round thing number 0",), ("a round thing number 1",))
+    assert [picture.record.path.parent.name for picture in found.own()] == ["main"]
+
+
+def test_a_reg_folder_among_the_pictures_is_not_taken_for_what_is_to_be_learned(tmp_path):
+    write_pictures(tmp_path / "main", 1)
+    write_pictures(tmp_path / "main" / "reg", 1)
+    found = set_of(tmp_path / "main")
+    assert counted(found) == {"main/picture0.png": (1, 1.0, False), "reg/picture0.png": (1, 1.0, True)}
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    main = write_pictures(tmp_path / "main", 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no usable picture") as refusal:
+        set_of(main, data__regularisation_folder=str(tmp_path / "empty"))
+    assert refusal.value.where == str(tmp_path / "empty")
+    with pytest.raises(DataError) as refusal:
+        set_of(main, data__also=[{"folder": str(tmp_path / "nowhere")}])
+    assert str(tmp_path / "nowhere") in refusal.value.where
+
+
+def test_a_folder_of_regularisation_pictures_alone_is_refused(tmp_path):
+    write_pictures(tmp_path / "main" / "reg", 1)
+    with pytest.raises(DataError, match="only regularisation pictures"):
+        set_of(tmp_path / "main")
+
+
+def test_several_resolutions_give_a_picture_one_place_each_with_the_same_captions(tmp_path):
+    main = write_pictures(tmp_path / "main", 3)
+    found = set_of(main, data__resolution=[32, 64], data__caption_shuffle=True)
+    squares = [picture for picture in found.pictures if picture.record.width == 64]
+    assert [str(picture.placement.bucket) for picture in squares] == ["64x64", "32x32", "64x64", "32x32"]
+    assert found.captions.variants[0] == found.captions.variants[1]
+    assert len(found.own()) == 3 and sum(own for own, _ in found.sizes().values()) == len(found.pictures)
+
+
+def test_a_resolution_that_the_base_cannot_have_is_refused(tmp_path):
+    folder = write_pictures(tmp_path / "main", 1)
+    facts = HunyuanDiT.facts.__class__(**{**vars(HunyuanDiT.facts), "size_multiple": 32})
+    with pytest.raises(DataError, match="16 pixels are less"):
+        build_training_set(small_recipe("base", folder, data__resolution=[16, 64]), facts, Progress())
+
+
+def test_masks_count_only_when_they_are_asked_for_and_then_belong_to_the_data(tmp_path):
+    main = write_pictures(tmp_path / "main", 2)
+    Image.new("L", (64, 64), 255).save(main / "picture0_mask.png")
+    plain, masked = set_of(main), set_of(main, data__masked_loss=True)
+    assert plain.masked() == 0 and masked.masked() == 1 and plain.data_hash != masked.data_hash
+    mask = Image.new("L", (64, 64), 255)
+    ImageDraw.Draw(mask).rectangle((0, 0, 9, 9), fill=0)
+    mask.save(main / "picture0_mask.png")
+    assert set_of(main).data_hash == plain.data_hash
+    assert set_of(main, data__masked_loss=True).data_hash != masked.data_hash
+
+
+def test_the_data_are_the_same_wherever_they_lie(tmp_path):
+    main, others = write_pictures(tmp_path / "main", 2), write_pictures(tmp_path / "others", 1)
+    shutil.copytree(tmp_path, tmp_path.with_name("elsewhere"))
+    here = set_of(main, data__regularisation_folder=str(others))
+    there = set_of(tmp_path.with_name("elsewhere") / "main", data__regularisation_folder=str(tmp_path.with_name("elsewhere") / "others"))
+    assert here.data_hash == there.data_hash
