@@ -44,8 +44,11 @@ class Watched(Progress):
 
 
 def recipe_of(base: str, pictures: str, **changes: object):
-    """Five square pictures and two wide ones in batches of two: batches of one, of two, and of two sizes."""
-    return small_recipe(base, Path(pictures), **({"training__steps": 6, "training__checkpoint_every": 2, "samples__every": 3} | changes))
+    """Eight pictures, square and wide, one of them held out, in batches of two: batches of one, of two, and of two sizes. The
+    held-out one is measured in a single batch, which two processes cannot share."""
+    always = {"training__steps": 6, "training__checkpoint_every": 2, "training__ema_decay": 0.5, "samples__every": 3,
+              "validation__share": 0.1, "validation__every": 3, "validation__levels": 1, "validation__keep_best": False}
+    return small_recipe(base, Path(pictures), **(always | changes))
 
 
 def main(base: str, pictures: str, folder: str) -> None:

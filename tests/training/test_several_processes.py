@@ -38,22 +38,22 @@ def log_of(run):
 
 
 @pytest.fixture(scope="module")
-def seven_pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("seven"), 7)
+def eight_pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("eight"), 8)
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_base, seven_pictures, tmp_path_factory):
+def alone(tiny_base, eight_pictures, tmp_path_factory):
     """One process that takes the steps of two: the same micro-batches, one after the other."""
     folder = tmp_path_factory.mktemp("alone")
-    train(recipe_of(tiny_base, seven_pictures, training__accumulation=2), folder / "run", cache_folder=folder / "cache")
+    train(recipe_of(tiny_base, eight_pictures, training__accumulation=2), folder / "run", cache_folder=folder / "cache")
     return folder
 
 
 @pytest.fixture(scope="module", params=["whole", pytest.param("divided", marks=pytest.mark.thorough)])
-def launched(request, tiny_base, seven_pictures, tmp_path_factory):
+def launched(request, tiny_base, eight_pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, launch(DIVIDED if request.param == "divided" else PLAIN, tiny_base, seven_pictures, folder)
+    return request.param, folder, launch(DIVIDED if request.param == "divided" else PLAIN, tiny_base, eight_pictures, folder)
 
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(launched, alone):
@@ -62,6 +62,8 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(launche
     one, two = log_of(alone / "run"), log_of(folder / "unbroken")
     assert [row["step"] for row in two] == list(range(1, 7))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    assert [row["held_out_loss"] for row in two if "held_out_loss" in row] == pytest.approx([row["held_out_loss"] for row in one if "held_out_loss" in row], rel=1e-5)
+    assert sum("held_out_loss" in row for row in two) == 2
     assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=1e-4)
     first, second = load_file(alone / "run" / ADAPTER), load_file(folder / "unbroken" / ADAPTER)
     assert first.keys() == second.keys() and all((first[key] - second[key]).abs().max() < 1e-4 for key in first)
@@ -108,9 +110,9 @@ def test_the_shipped_configuration_is_where_the_messages_say():
 
 
 @pytest.mark.parametrize(("asked", "version", "message"), [("DEEPSPEED", "2", "ZeRO"), ("FSDP", "1", "flattens")])
-def test_ways_of_starting_that_would_not_do_what_they_promise_are_refused(monkeypatch, tiny_base, seven_pictures, tmp_path, asked, version, message):
+def test_ways_of_starting_that_would_not_do_what_they_promise_are_refused(monkeypatch, tiny_base, eight_pictures, tmp_path, asked, version, message):
     monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
     monkeypatch.setenv("FSDP_VERSION", version)
     with pytest.raises(BadInput, match=message) as refusal:
-        train(recipe_of(tiny_base, seven_pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
+        train(recipe_of(tiny_base, eight_pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
     assert "fsdp.yaml" in refusal.value.fix and not (tmp_path / "run").exists()
