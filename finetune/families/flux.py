@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import last_blocks, lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
@@ -101,6 +102,8 @@ class Flux:
         return double_and_single_shape("FluxTransformer2DModel", config, self.text_length)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        lean_attention.install(transformer.modules(), "FluxAttnProcessor", lean_attention.FluxAttention())
+        last_blocks.shorten_flux(transformer)
         checkpoint_blocks([*transformer.transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)
         transformer.train()
 

@@ -12,8 +12,10 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from finetune.adapters.shared_input import project
+from finetune.families.lean_attention import PICTURE, PICTURE_NORMS, angles_from, attend, heads, rotate
 
 MASKED_LOGIT = -1e4
 
@@ -32,28 +34,17 @@ class LeanAttention:
                  attention_mask: Tensor | None = None, temb: Tensor | None = None, image_rotary_emb: Any = None) -> Tensor:
         is_cross = encoder_hidden_states is not None
         source = encoder_hidden_states if is_cross else hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))
-        key = attn.norm_k(attn.to_k(source).unflatten(-1, (attn.heads, -1)))
-        value = attn.to_v(source).unflatten(-1, (attn.heads, -1))
+        query, key, value = heads(attn, hidden_states, source, PICTURE, PICTURE_NORMS)
         rotation = image_rotary_emb if isinstance(image_rotary_emb, Rotation) else rotation_from(image_rotary_emb)
         query = rotate(query, rotation.angles)
         if not is_cross:
             key = rotate(key, rotation.angles)
-        bias = rotation.text_bias if is_cross else None
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias)
-        return attn.to_out[0](mixed.transpose(1, 2).flatten(2).to(query.dtype))
+        return project(attend(query, key, value, rotation.text_bias if is_cross else None), attn.to_out[0])[0]
 
 
 def rotation_from(pair: tuple[Tensor, Tensor], text_bias: Tensor | None = None) -> Rotation:
     """From diffusers' (cos, sin), each (tokens, head_dim) with every value twice."""
-    cos, sin = pair
-    return Rotation(torch.complex(cos[:, ::2].float(), sin[:, ::2].float()), text_bias)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """x: (B, tokens, heads, head_dim), neighbouring pairs turned by `angles`."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * angles[None, :, None]).flatten(-2).to(x.dtype)
+    return Rotation(angles_from(pair), text_bias)
 
 
 def condition(embedder: nn.Module, timestep: Tensor, states: Tensor, meta_size: Tensor | None, style: Tensor | None) -> Tensor:

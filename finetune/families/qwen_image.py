@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import last_blocks, lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters
 from finetune.families.licences import APACHE
@@ -58,9 +59,10 @@ class QwenImage:
                 geometries: Sequence[PictureGeometry]) -> Tensor:
         dtype, device, (height, width) = compute_dtype(transformer), noisy.device, noisy.shape[-2:]
         states, mask = stack_padded(conditionings, "states", device, dtype)
+        padded = len({len(c.tensors["states"]) for c in conditionings}) > 1
         output = transformer(
             hidden_states=pack(noisy).to(dtype), timestep=level.timestep.to(device, torch.float32) / 1000, encoder_hidden_states=states,
-            encoder_hidden_states_mask=None if mask.all() else mask, img_shapes=[[(1, height // 2, width // 2)]] * len(noisy), return_dict=False)[0]
+            encoder_hidden_states_mask=mask if padded else None, img_shapes=[[(1, height // 2, width // 2)]] * len(noisy), return_dict=False)[0]
         return unpack(output.float(), height, width)
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
@@ -85,6 +87,8 @@ class QwenImage:
             latent_channels=config["in_channels"] // 4, latent_factor=8)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        lean_attention.install(transformer.modules(), "QwenDoubleStreamAttnProcessor2_0", lean_attention.QwenAttention())
+        last_blocks.shorten_qwen(transformer)
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
         transformer.train()
 

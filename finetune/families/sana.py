@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, deterministic
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -69,7 +70,8 @@ class Sana:
         dtype, device = compute_dtype(model), noisy.device
         states, mask = stack_padded(conditionings, "states", device, dtype)
         timestep = level.timestep.to(device, torch.float32) * model.config.timestep_scale
-        output = transformer(noisy.to(dtype), encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=timestep, return_dict=False)[0]
+        padded = len({len(c.tensors["states"]) for c in conditionings}) > 1
+        output = transformer(noisy.to(dtype), encoder_hidden_states=states, encoder_attention_mask=mask.long() if padded else None, timestep=timestep, return_dict=False)[0]
         return output[:, : noisy.shape[1]].float()
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:
@@ -93,6 +95,7 @@ class Sana:
             text_tokens=TEXT_LENGTH, latent_channels=config["in_channels"], latent_factor=32)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        lean_attention.install(transformer.modules(), "SanaLinearAttnProcessor2_0", lean_attention.LinearAttention())
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
         transformer.train()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -94,6 +95,7 @@ class StableDiffusion3:
             latent_channels=config["in_channels"], latent_factor=8, extra={"largest_edge": config["pos_embed_max_size"] * 16})
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        lean_attention.install(transformer.modules(), "JointAttnProcessor2_0", lean_attention.JointAttention())
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
         transformer.train()
 

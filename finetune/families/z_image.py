@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
@@ -81,6 +82,7 @@ class ZImage:
             tokens_per_pixel=1 / 16**2, text_tokens=TEXT_LENGTH, latent_channels=config["in_channels"], latent_factor=8)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        lean_attention.install(transformer.modules(), "ZSingleStreamAttnProcessor", lean_attention.SingleStreamAttention())
         checkpoint_blocks([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers], checkpointed_blocks)
         transformer.train()
 

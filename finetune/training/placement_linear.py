@@ -78,7 +78,8 @@ class HeldLinear(nn.Linear):
             self.bias = nn.Parameter(function(self.bias.data), requires_grad=False)
         return self
 
-    def _expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight (out, in) in this format and on this device; valid until the next layer's is asked for."""
         if self.weight.dtype == dtype and self.weight.device == device:
             return self.weight.data
         expanded = self._scratch.take(self.weight.shape, dtype, device).copy_(self.weight.data, non_blocking=True)
@@ -88,7 +89,7 @@ class HeldLinear(nn.Linear):
         return expanded
 
     def forward(self, x: Tensor) -> Tensor:
-        return _multiply(x, self.bias, self._expanded)
+        return _multiply(x, self.bias, self.expanded)
 
 
 class Int8Linear(bitsandbytes.nn.Linear8bitLt):
