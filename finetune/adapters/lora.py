@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.absent_libraries import absent
 from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LORA, Form, form_of, peft_config
 from finetune.adapters.layers import adapter_layers, held, layers_of, names_in, unit_scale
@@ -136,6 +137,14 @@ def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, form: Fo
             parameter.requires_grad_(trainable)
 
 
+def _forget_what_is_installed() -> None:
+    """peft keeps the answer to whether bitsandbytes is there for the life of the process; let it look again."""
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+    is_bnb_available.cache_clear()
+    is_bnb_4bit_available.cache_clear()
+
+
 class _QuantisedFlags:
     """peft looks at two flags of the model, not at its layers; say what the layers are while it wraps them."""
 
@@ -143,15 +152,21 @@ class _QuantisedFlags:
         self.model = model
         kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
         flags = {"is_loaded_in_4bit": "Linear4bit" in kinds, "is_loaded_in_8bit": "Linear8bitLt" in kinds}
+        # Where no layer is quantised, peft need not import bitsandbytes to find that out (1.5 s).
+        self.absent = absent(*([] if any(flags.values()) else ["bitsandbytes"]))
         self.missing = [flag for flag, wanted in flags.items() if wanted and not getattr(model, flag, False)]
 
     def __enter__(self) -> None:
+        self.absent.__enter__()
+        _forget_what_is_installed()
         for flag in self.missing:
             setattr(self.model, flag, True)
 
     def __exit__(self, *_: object) -> None:
         for flag in self.missing:
             delattr(self.model, flag)
+        self.absent.__exit__(None, None, None)
+        _forget_what_is_installed()
 
 
 def lora_parameters(model: nn.Module, name: str = "default") -> list[tuple[str, torch.nn.Parameter]]:

@@ -14,7 +14,7 @@ from finetune.training.held_out_loss import held_out_loss
 from finetune.training.loop import TrainingJob
 from finetune.training.loop_state import LoopState
 from finetune.training.preparation import Prepared
-from finetune.training.samples import draw_samples
+from finetune.training.samples import BEFORE, draw_samples
 from finetune.training.text_training import cached_only
 from finetune.training.token_training import without_tokens
 
@@ -33,12 +33,14 @@ class Looks:
     progress: Progress
 
     def before_training(self, job: TrainingJob) -> None:
-        """Draw with the bare base and measure its held-out loss: what everything later is compared with."""
+        """Draw with the bare base and measure its held-out loss: what everything later is compared with. Where no pictures are
+        drawn on the way, the base's are drawn with the fresh base at the end, and training need not wait for them."""
         from finetune.adapters.attach import bypassed
 
-        # The adapter changes nothing yet, but some kinds round on the way to nothing.
-        with bypassed(self.pipeline.transformer):
-            self._draw(job, 0, without_tokens(cached_only(self.prepared.encodings)))
+        if self.prepared.recipe.samples.every:
+            # The adapter changes nothing yet, but some kinds round on the way to nothing.
+            with bypassed(self.pipeline.transformer):
+                self._draw(job, 0, without_tokens(cached_only(self.prepared.encodings)))
         if job.training_set.held_out:
             self._measure_loss(job, 0)
 
@@ -73,7 +75,7 @@ class Looks:
         drawn = self._draw(job, step, self.prepared.encodings)
         if self.watch_samples is None or not job.accelerator.is_main_process:
             return {}
-        before = sorted(self.prepared.run.samples.glob("step-000000-*.png"))
+        before = sorted(self.prepared.run.samples.glob(f"{BEFORE}-*.png"))
         related = len(drawn) - self.prepared.samples.unrelated
         row = self.watch_samples(step, drawn, before, [picture.record.path for picture in self.prepared.training_set.own()], [index >= related for index in range(len(drawn))])
         self._note({"step": step} | row)

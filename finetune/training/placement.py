@@ -74,22 +74,26 @@ def held_linears(model: nn.Module, facts: FamilyFacts) -> dict[str, nn.Linear]:
     }
 
 
-def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress, stay: bool = False) -> Any:
-    """The family's pipeline with transformer and VAE, the transformer held as `hold` says, both on `device`.
+def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress, draws: bool = True, stay: bool = False) -> Any:
+    """The family's pipeline with the transformer held as `hold` says and, where it `draws`, the VAE, both on `device`.
 
     stay: the transformer stays in host memory, for `sharding` to divide.
     Weights come straight from the mapped file, tensor by tensor: never twice in memory.
     """
     if device.type == "cpu":
         keep_freed_memory(memory_is_short(hold))
+    parts = frozenset({"transformer", "vae"} if draws else {"transformer"})
     if hold.storage == hold.compute:
-        pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), hold.compute)
+        pipeline = base.family.load(base.folder, parts, hold.compute)
     else:
-        pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), None)
-        if hold.compute != torch.float32:
+        pipeline = base.family.load(base.folder, parts, None)
+        if hold.compute != torch.float32 and draws:
             pipeline.vae.to(hold.compute)
         hold_weights(pipeline.transformer, base, hold, device, cache_folder, progress)
-    (pipeline.vae if stay else pipeline).to(device)
+    if not stay:
+        pipeline.to(device)
+    elif draws:
+        pipeline.vae.to(device)
     trim_heap()
     return pipeline
 

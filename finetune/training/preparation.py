@@ -58,10 +58,10 @@ class Prepared:
     checkpointed_blocks: int = 0
     sharding: Sharding | None = None
 
-    def load_base(self, progress: Progress) -> Any:
-        """A fresh pipeline with transformer and VAE on the device, without an adapter. The weights of a base that will be
-        divided over processes stay in host memory."""
-        return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress, stay=self.sharding is not None)
+    def load_base(self, progress: Progress, draws: bool = True) -> Any:
+        """A fresh pipeline with the transformer and, where it `draws`, the VAE on the device, without an adapter. The weights
+        of a base that will be divided over processes stay in host memory."""
+        return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress, draws, stay=self.sharding is not None)
 
 
 # A process may draw pictures or quantise the base for hours while the others wait; the launcher notices one that died.
@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         drawn = run.regularisation
         with accelerator.main_process_first():
             draw_regularisation(recipe, base, drawn, hold, base_dtype.dtype, cache, accelerator.device, progress)
-    with late_imports():
+    with late_imports(base.folder):
         training_set = build_training_set(recipe, base.family.facts, progress, drawn)
     _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)

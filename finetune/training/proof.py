@@ -20,9 +20,9 @@ from finetune.training.checkpoints import ADAPTER, newest_checkpoint
 from finetune.training.encode import Encodings
 from finetune.training.placement import Hold, give_back, mapped_files
 from finetune.training.run_folder import RunFolder
-from finetune.training.samples import SamplePlan, draw_samples
-from finetune.training.text_training import prove_encoders, together
-from finetune.training.token_training import export_tokens, with_tokens_from_file
+from finetune.training.samples import BEFORE, SamplePlan, draw_samples
+from finetune.training.text_training import cached_only, prove_encoders, together
+from finetune.training.token_training import export_tokens, with_tokens_from_file, without_tokens
 from finetune.training.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -84,6 +84,14 @@ def _check_same_as_trained(family: ModelFamily, transformer: Any, adapter: Adapt
         raise VerifyError(f"the file does not do what the trained model did (relative difference {difference:.1e})", where=where)
 
 
+def _base_pictures(samples: SamplePlan, family: ModelFamily, base: Any, encodings: Encodings, run: RunFolder, progress: Progress) -> list[Path]:
+    """The sample pictures without an adapter: those that were drawn before training, or drawn now."""
+    drawn = sorted(run.samples.glob(f"{BEFORE}-*.png"))
+    if len(drawn) == len(samples.requests):
+        return drawn
+    return draw_samples(samples, family, base, without_tokens(cached_only(encodings)), run.samples, BEFORE, progress)
+
+
 def write_sheet(before: list[Path], after: list[Path], prompts: list[str], path: Path) -> None:
     """Before and after as one picture."""
     from PIL import Image
@@ -96,6 +104,7 @@ def write_sheet(before: list[Path], after: list[Path], prompts: list[str], path:
 def prove_adapter(base: BaseModel, load: Callable[[], Any], hold: Hold, run: RunFolder, step: int, reference: torch.Tensor, encodings: Encodings, training_set: TrainingSet,
                   samples: SamplePlan, device: torch.device, progress: Progress) -> Proof:
     """Export the adapter of `step`, load it into a fresh base, verify it, draw with it and put before and after side by side.
+    Where the base's pictures are not there yet, the fresh base draws them first.
 
     load: gives a fresh pipeline, its weights held as in training.  hold: how that is.
 
@@ -106,10 +115,11 @@ def prove_adapter(base: BaseModel, load: Callable[[], Any], hold: Hold, run: Run
 
     family = base.family
     trained = _exported(run, step, base)
-    encodings = with_tokens_from_file(encodings, run, device)
     progress.say("loading the adapter file into a fresh base and checking it")
     pipeline = load()
     pipeline.transformer.eval()
+    before = _base_pictures(samples, family, pipeline, encodings, run, progress)
+    encodings = with_tokens_from_file(encodings, run, device)
     parts = []
     if trained.text_encoders:
         caption = training_set.captions.variants[0][0]
@@ -121,6 +131,5 @@ def prove_adapter(base: BaseModel, load: Callable[[], Any], hold: Hold, run: Run
     verified = together(parts)
     _check_same_as_trained(family, pipeline.transformer, trained, reference, encodings, training_set, hold.compute, str(run.adapter_file))
     after = draw_samples(samples, family, pipeline, encodings, run.samples, f"step-{step:06d}", progress)
-    before = sorted(run.samples.glob("step-000000-*.png"))
     write_sheet(before, after, [request.prompt for request in samples.requests], run.sheet)
     return Proof(verified, before, after)

@@ -17,6 +17,8 @@ from finetune.training.training_set import TrainingSet
 
 # How many captions of the data are drawn where the recipe names no prompts.
 PROMPTS_FROM_DATA = 4
+# Name of the base's own pictures, before the number.
+BEFORE = "step-000000"
 
 
 @dataclass(frozen=True)
