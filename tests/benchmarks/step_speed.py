@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 MODELS = {
     "mini": {"layers": 6, "heads": 4, "head_dim": 64, "ff": 2.0, "text": 128, "t5": 128, "pixels": 64, "batch": 16, "equal_padding": True},
@@ -77,8 +78,11 @@ def plain_steps(size: dict, steps: int):
 
 
 def our_steps(size: dict, steps: int):
-    """The product's own step: family, objective, optimizer and accelerator as `training_loop` uses them."""
-    import torch
+    """The product's own step: imports, family, objective, optimizer and accelerator as a run uses them."""
+    from finetune.training.preloading import late_imports
+
+    with late_imports(Path()):
+        import torch
     from accelerate import Accelerator
 
     from finetune.adapters.lora import inject_lora, lora_parameters
