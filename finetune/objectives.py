@@ -68,7 +68,8 @@ def logit_normal_density(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tens
 
 def shifted_density(u: Tensor, shift: float) -> Tensor:
     """s u / (1 + (s - 1) u): more high noise for s > 1 (Stable Diffusion 3 paper, section 5.3.2)."""
-    return shift * u / (1 + (shift - 1) * u)
+    # Rounding may lift the end of the interval above 1 by one unit of the last place.
+    return (shift * u / (1 + (shift - 1) * u)).clamp(max=1.0)
 
 
 @dataclass(frozen=True)

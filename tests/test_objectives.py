@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune.objectives import DDPMObjective, FlowObjective, LossWeighting, TimestepSampling, resolution_shift
@@ -66,6 +66,7 @@ def test_no_weighting_is_one_everywhere():
 
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal", "shifted", "logit_normal_shifted"])
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True), st.floats(0.2, 8))
+@example(0.0, 0.9999999999999998, 0.2)
 @settings(deadline=None, max_examples=60)
 def test_every_density_is_a_rising_map_of_the_unit_interval(kind, low, high, shift):
     sampling = TimestepSampling(kind, shift=shift)

@@ -8,7 +8,7 @@ import torch
 from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights, weights
 from finetune.adapters.lora import collect_lora, inject_lora, load_lora, lora_parameters, match_targets
-from finetune.adapters.verify import fingerprints, verify_adapter
+from finetune.adapters.verify import BAKE_TOLERANCE, fingerprints, verify_adapter
 from finetune.errors import AdapterError, VerifyError
 from tests.adapters.small_model import ATTENTION, run, tiny_transformer, trained_adapter
 
@@ -203,3 +203,59 @@ def test_107_verify_notices_when_the_base_was_touched(tmp_path):
 
     with pytest.raises(VerifyError):
         verify_adapter(path, tiny_transformer(), meddling)
+
+
+class Chaotic(torch.nn.Module):
+    """Layers that blow small differences up, as a deep model in bfloat16 does."""
+
+    def __init__(self, gain: float = 4.0) -> None:
+        super().__init__()
+        drawn = torch.Generator().manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(64, 64, bias=False) for _ in range(12))
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.copy_(torch.randn(64, 64, generator=drawn) * gain / 8)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+class OwnWeights(torch.nn.Module):
+    """Computes with its own copy of the weights, so that what is baked into the layer is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64, bias=False)
+        self.register_buffer("kept", self.layer.weight.detach().clone())
+
+    def forward(self, x):
+        weight = getattr(self.layer, "base_layer", self.layer).weight
+        return torch.nn.functional.linear(x, self.kept) + (self.layer(x) - torch.nn.functional.linear(x, weight))
+
+
+def file_for(model, path, size):
+    """An adapter of rank 4 for every linear layer of `model`."""
+    inject_lora(model, r".*(layers\.\d+|layer)", 4, seed=0)
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in lora_parameters(model):
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=drawn) * size)
+    return write_adapter(path, collect_lora(model))
+
+
+def test_verify_knows_what_a_deep_model_makes_of_rounding(tmp_path):
+    path = file_for(Chaotic(), tmp_path / "a.safetensors", 1e-2)
+    inputs = torch.randn(4, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    result = verify_adapter(path, Chaotic().bfloat16().eval(), lambda model: model(inputs))
+    assert result.bake_error > BAKE_TOLERANCE["bfloat16"] and result.baked_equals_attached
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verify_finds_a_model_in_which_baking_is_lost(tmp_path, dtype):
+    path = file_for(OwnWeights(), tmp_path / "a.safetensors", 0.5)
+    inputs = torch.randn(4, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    with pytest.raises(VerifyError, match="baked and attached differ"):
+        verify_adapter(path, OwnWeights().to(dtype).eval(), lambda model: model(inputs))

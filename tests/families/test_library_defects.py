@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from finetune.adapters.adapter_file import AdapterFile
-from finetune.adapters.attach import delta
+from finetune.adapters.weight_change import delta
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.adapters.loading_snippets import SnippetFacts, loading_snippet
 from finetune.families import registry, schedules

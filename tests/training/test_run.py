@@ -222,10 +222,11 @@ def loads(monkeypatch):
 
 def test_encoders_are_loaded_once_one_after_the_other_and_never_with_the_transformer(tiny_base, pictures, tmp_path, loads):
     train(small_recipe(tiny_base, pictures, training__steps=1), tmp_path / "first", cache_folder=tmp_path / "cache")
-    assert loads == [{"vae"}, {"text"}, {"transformer", "vae"}, {"transformer", "vae"}]
+    # Nothing is drawn on the way here, so the autoencoder comes back only for the pictures of the proof.
+    assert loads == [{"vae"}, {"text"}, {"transformer"}, {"transformer", "vae"}]
     loads.clear()
     train(small_recipe(tiny_base, pictures, training__steps=1), tmp_path / "second", cache_folder=tmp_path / "cache")
-    assert loads == [{"transformer", "vae"}, {"transformer", "vae"}]
+    assert loads == [{"transformer"}, {"transformer", "vae"}]
 
 
 def test_one_changed_picture_is_encoded_again_and_no_other(tiny_base, tmp_path):
