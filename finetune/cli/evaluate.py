@@ -13,7 +13,6 @@ from finetune.cli.generate_arguments import parse_seeds, parse_size
 from finetune.cli.output import Json, Quiet, command_group, emit, progress_for
 
 if TYPE_CHECKING:
-    from finetune.evaluation.compare import Comparison
     from finetune.recipe import Recipe
 
 Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="`mini`, a folder in diffusers layout, or a Hub id; left out: what the first adapter was trained on.")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .drawing import draw, open_pipeline, save_sheet
-from .measures import ground_name, nearest, shape_score
+from .measures import ground_name, nearest
 from .rasters import BUCKETS, ICON_EDGE, compose, rasterise_all
 from .subjects import COLOURS, NAMED, Subject, is_held_out, load_subjects, plain_caption
 
