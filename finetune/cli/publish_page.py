@@ -7,12 +7,12 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import BadInput
+from finetune.cli.publish_facts import data_summary, evaluation_rows, gallery_call, known_limits, training_facts
 
 if TYPE_CHECKING:
     from finetune.adapters.adapter_file import AdapterFile
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SHEET = "images/before_after.png"
 MOST_GALLERY_PICTURES = 12
-MOST_EVALUATION_ROWS = 30
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 LICENCE_NAMES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENSE.pdf.txt")
 
@@ -214,79 +213,16 @@ def _card_facts(source: Source, adapter: AdapterFile, repo: str, base: str, fami
     kind = str(adapter.provenance.get("kind") or "lora")
     kind = kind if kind in KINDS and KINDS[kind].form is adapter.form else "dora" if adapter.uses_dora else adapter.form.name
     snippet = SnippetFacts(repo, usual_name(adapter), "brushwork/finetune/mini_base/weights" if embedded else base, prompt, adapter.ranks,
-                           key_map.loads_with if key_map else "peft", {**(key_map.call if key_map else {}), **_call(source)},
+                           key_map.loads_with if key_map else "peft", {**(key_map.call if key_map else {}), **gallery_call(source)},
                            dora=adapter.uses_dora, folder=adapter.form.name != "lora")
-    rows, notes = _evaluation(source.run)
-    data = _data_summary(source.run)
+    rows, notes = evaluation_rows(source.run)
+    data = data_summary(source.run)
     return CardFacts(
         title=title or repo.rpartition("/")[2].replace("-", " ").replace("_", " "), base=None if embedded else base,
         base_name="the small model that comes with Brushwork" if embedded else base, base_revision=adapter.provenance.get("base_revision"), family=family, licence=plan, proven=source.run is not None,
-        trigger=str(trigger) if trigger else None, snippet=snippet, gallery=gallery, sheet=SHEET if has_sheet else None, training=_training(source, adapter, kind, data),
-        left_out=Counter(str(item.get("reason", "")) for item in data.get("left_out", ())), evaluation=rows, evaluation_notes=notes, limits=_limits(source, data, embedded), kind=kind,
+        trigger=str(trigger) if trigger else None, snippet=snippet, gallery=gallery, sheet=SHEET if has_sheet else None, training=training_facts(source, adapter, kind, data),
+        left_out=Counter(str(item.get("reason", "")) for item in data.get("left_out", ())), evaluation=rows, evaluation_notes=notes, limits=known_limits(source, data, embedded), kind=kind,
     )
-
-
-def _call(source: Source) -> dict[str, Any]:
-    """Arguments with which the gallery was drawn, so that the snippet draws alike."""
-    from finetune.sampling import read_settings
-
-    drawn = sorted(source.run.samples.glob("step-*-*.png")) if source.run else []
-    settings = read_settings(drawn[-1]) if drawn else {}
-    names = {"height": "height", "width": "width", "steps": "num_inference_steps", "guidance": "guidance_scale"}
-    return {argument: settings[key] for key, argument in names.items() if isinstance(settings.get(key), int | float)}
-
-
-def _data_summary(run: RunFolder | None) -> Mapping[str, Any]:
-    return json.loads(run.data_summary.read_text(encoding="utf-8")) if run and run.data_summary.exists() else {}
-
-
-def _training(source: Source, adapter: AdapterFile, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    from finetune.adapters.kinds import KINDS
-
-    ranks, facts = sorted(set(adapter.ranks.values())), KINDS[kind]
-    rows: dict[str, Any] = {"kind": f"{facts.title}, {facts.says}".removesuffix(", "), "modules": len(adapter.ranks), "rank": ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"}
-    if source.recipe is None:
-        return rows
-    settings, said = source.recipe.training, adapter.provenance
-    return {
-        "pictures": data.get("pictures"), "data hash": said.get("data_hash"), "recipe hash": said.get("recipe_hash"), **rows,
-        "layers": source.recipe.adapter.targets, "steps": settings.steps, "batch": f"{settings.batch_size} x {settings.accumulation}",
-        "learning rate": _learning_rate(source), "schedule": settings.schedule, "optimizer": settings.optimizer, "seed": settings.seed,
-    }
-
-
-def _learning_rate(source: Source) -> str:
-    """As the recipe says, or as the run found it."""
-    rate = source.recipe.training.learning_rate
-    if rate == "find" and source.run and source.run.learning_rate.exists():
-        return f"{json.loads(source.run.learning_rate.read_text(encoding='utf-8'))['chosen']:g}, found by a range test"
-    return rate if rate == "find" else f"{rate:g}"
-
-
-def _evaluation(run: RunFolder | None) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Rows and cautions of the evaluation in the run folder, if one was made."""
-    found = next((path for path in (run.path / "evaluation.json", run.path / "evaluation" / "evaluation.json") if path.exists()), None) if run else None
-    if found is None:
-        return [], []
-    content = json.loads(found.read_text(encoding="utf-8"))
-    names = {str(item.get("name")) for item in content.get("adapters", ())}
-    rows = [row for row in content.get("rows", ()) if row.get("adapter") in names]
-    notes = [str(content.get("interval") or ""), str(content.get("caution") or "")]
-    left = [f"{measure} was not measured: {reason}" for measure, reason in content.get("left_out", {}).items()]
-    return rows[:MOST_EVALUATION_ROWS], [note for note in (*notes, *left) if note]
-
-
-def _limits(source: Source, data: Mapping[str, Any], embedded: bool) -> list[str]:
-    limits = ["It changes style; what the base cannot draw it cannot draw either, and the base's biases stay."]
-    if data.get("pictures"):
-        limits.append(f"Trained on {data['pictures']} pictures: prompts far from them follow the style less.")
-    if embedded:
-        limits.append("The base is a very small model for learning and testing, not for pictures of any quality.")
-    if source.adapter.provenance.get("thinking_tokens"):
-        limits.append("It was trained with thinking tokens, which Brushwork adds to the prompt; the lines above load the LoRA without them, and the pictures differ.")
-    if source.run is None:
-        limits.append("Published as a file alone: nothing is known here of how it was trained.")
-    return limits
 
 
 def _licence_text(base: str, local: Path | None, given: Path | None, fetch: bool) -> bytes | None:

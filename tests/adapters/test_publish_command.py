@@ -96,6 +96,12 @@ def test_the_page_has_everything_and_nothing_private(run_folder, hub, brushwork,
     assert not Image.open(run_folder.path / "published.png").info
 
 
+def test_the_card_says_how_many_steps_the_weights_have_seen(run_folder, hub, brushwork):
+    run_folder.write_json(run_folder.result, {**json.loads(run_folder.result.read_text()), "exported_step": 6})
+    _, out, _ = brushwork("publish", str(run_folder.path), "me/style", "--dry-run", "--json")
+    assert "6 of 10" in json.loads(out)["card"]
+
+
 def test_the_evaluation_of_a_run_stands_in_its_card(run_folder, hub, brushwork):
     run_folder.write_json(run_folder.path / "evaluation.json", {
         "adapters": [{"name": "style"}], "interval": "95%, percentile bootstrap", "caution": "", "left_out": {"aesthetics": "needs a download"},
