@@ -172,6 +172,54 @@ def load(script, base):
     return scheduler, pipeline, vae, transformer
 
 
+def cache_latents(name, vae, dataloader):
+    """One distribution (or, of a deterministic autoencoder, its latents) a batch, as the scripts keep them."""
+    cached = []
+    for batch in tqdm(dataloader, desc="Caching latents"):
+        with torch.no_grad():
+            pixels = batch["pixel_values"].to(dtype=vae.dtype)
+            encoded = vae.encode(pixels.unsqueeze(2) if name == "qwen_image" else pixels)
+            cached.append(encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist)
+    return cached
+
+
+def batch_loss(script, transformer, scheduler, model_input, text):
+    noise = torch.randn_like(model_input)
+    u = compute_density_for_timestep_sampling(weighting_scheme="none", batch_size=len(model_input), logit_mean=0.0, logit_std=1.0, mode_scale=1.29)
+    timesteps = scheduler.timesteps[(u * scheduler.config.num_train_timesteps).long()]
+    step_indices = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
+    sigmas = scheduler.sigmas[step_indices].flatten().view(-1, *[1] * (model_input.ndim - 1))
+    noisy = (1.0 - sigmas) * model_input + sigmas * noise
+    prediction = script.predict(transformer, noisy, timesteps, text)
+    weighting = compute_loss_weighting_for_sd3(weighting_scheme="none", sigmas=sigmas)
+    target = noise - model_input
+    return torch.mean((weighting.float() * (prediction.float() - target.float()) ** 2).reshape(target.shape[0], -1), 1).mean()
+
+
+def train(args, accelerator, clock, transformer, optimizer, lr_scheduler, dataloader, loss_of):
+    """loss_of: number of the batch -> its loss."""
+    progress_bar, global_step = tqdm(range(args.steps), desc="Steps"), 0
+    for _ in range(math.ceil(args.steps / len(dataloader))):
+        transformer.train()
+        for step, _batch in enumerate(dataloader):
+            with accelerator.accumulate([transformer]):
+                loss = loss_of(step)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(transformer.parameters(), 1.0)
+                optimizer.step()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+            progress_bar.update(1)
+            global_step += 1
+            progress_bar.set_postfix(loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])
+            accelerator.log({"loss": loss.detach().item()}, step=global_step)
+            clock.step_done()
+            if global_step >= args.steps:
+                break
+    clock.training_done()
+
+
 def main(args):
     script, clock = SCRIPTS[args.name], StepClock(args.started)
     accelerator = Accelerator(cpu=True, project_config=ProjectConfiguration(project_dir=args.out, logging_dir=args.out / "logs"),
@@ -191,51 +239,13 @@ def main(args):
         text = script.encode(text_pipeline, PROMPT)
     del text_pipeline
     free_memory()
-    vae_config, latents_cache = vae.config, []
-    for batch in tqdm(dataloader, desc="Caching latents"):
-        with torch.no_grad():
-            pixels = batch["pixel_values"].to(dtype=vae.dtype)
-            encoded = vae.encode(pixels.unsqueeze(2) if args.name == "qwen_image" else pixels)
-            latents_cache.append(encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist)
+    vae_config, latents_cache = vae.config, cache_latents(args.name, vae, dataloader)
     del vae
     free_memory()
     lr_scheduler = get_scheduler("constant", optimizer=optimizer, num_warmup_steps=500, num_training_steps=args.steps)
     transformer, optimizer, dataloader, lr_scheduler = accelerator.prepare(transformer, optimizer, dataloader, lr_scheduler)
-    progress_bar, global_step = tqdm(range(args.steps), desc="Steps"), 0
-
-    def get_sigmas(timesteps, n_dim):
-        step_indices = [(noise_scheduler_copy.timesteps == t).nonzero().item() for t in timesteps]
-        sigma = noise_scheduler_copy.sigmas[step_indices].flatten()
-        return sigma.view(-1, *[1] * (n_dim - 1))
-
-    for _ in range(math.ceil(args.steps / len(dataloader))):
-        transformer.train()
-        for step, batch in enumerate(dataloader):
-            with accelerator.accumulate([transformer]):
-                model_input = scaled(vae_config, latents_cache[step])
-                noise = torch.randn_like(model_input)
-                u = compute_density_for_timestep_sampling(weighting_scheme="none", batch_size=len(model_input), logit_mean=0.0, logit_std=1.0, mode_scale=1.29)
-                timesteps = noise_scheduler_copy.timesteps[(u * noise_scheduler_copy.config.num_train_timesteps).long()]
-                sigmas = get_sigmas(timesteps, model_input.ndim)
-                noisy = (1.0 - sigmas) * model_input + sigmas * noise
-                prediction = script.predict(transformer, noisy, timesteps, text)
-                weighting = compute_loss_weighting_for_sd3(weighting_scheme="none", sigmas=sigmas)
-                target = noise - model_input
-                loss = torch.mean((weighting.float() * (prediction.float() - target.float()) ** 2).reshape(target.shape[0], -1), 1).mean()
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(transformer.parameters(), 1.0)
-                optimizer.step()
-                lr_scheduler.step()
-                optimizer.zero_grad()
-            progress_bar.update(1)
-            global_step += 1
-            progress_bar.set_postfix(loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])
-            accelerator.log({"loss": loss.detach().item()}, step=global_step)
-            clock.step_done()
-            if global_step >= args.steps:
-                break
-    clock.training_done()
+    train(args, accelerator, clock, transformer, optimizer, lr_scheduler, dataloader,
+          lambda step: batch_loss(script, transformer, noise_scheduler_copy, scaled(vae_config, latents_cache[step]), text))
 
     accelerator.wait_for_everyone()
     transformer = accelerator.unwrap_model(transformer).to(torch.float32)

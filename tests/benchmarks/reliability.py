@@ -65,8 +65,7 @@ def made_to_fail(quick: bool) -> Iterator[tuple[str, int, int]]:
         yield f"runs ended bit-identical after {kills['kills']} SIGKILLs in all ({kills['landed']} of them before the end)", kills["equal"], kills["runs"]
         writes = reported("failed_writes", str(base), str(pictures), str(Path(folder) / "writes"), "5" if quick else "0")
         yield "runs with a failed write, each at another one, that ended bit-identical when resumed", writes["equal"], writes["tried"]
-        leaked = len(kills["broken"]) + sum(": " in line and "resumed" not in line for line in writes["broken"])
-        total = kills["kills"] + writes["tried"]
+        leaked, total = len(kills["broken"]) + len(writes["leaked"]), kills["kills"] + writes["tried"]
         yield "of both: left no half file and no other exception than a clear one", total - leaked, total
 
 

@@ -1,8 +1,9 @@
 """Let the n-th flush to disk of a training run fail as a full disk does, for one n after another, and resume each run.
 
-Run as a program: `python -m tests.training.failed_writes BASE PICTURES FOLDER MOST`; prints one JSON object. MOST is how
-many of a run's flushes are tried, spread evenly over all of them (0: every one). Each attempt is a forked child: it must end with an error that
-the command turns into one line, never with another exception, and the resumed run must end with the adapter of an unbroken one.
+Run as a program: `python -m tests.training.failed_writes BASE PICTURES FOLDER MOST`; prints one JSON object: `leaked` are
+other exceptions and half files, `unequal` the runs that ended otherwise. MOST is how many of a run's flushes are tried,
+spread evenly over all of them (0: every one). Each attempt is a forked child: it must end with an error that the command
+turns into one line, never with another exception, and the resumed run must end with the adapter of an unbroken one.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main(base: str, pictures: str, folder: str, most: str) -> None:
         raise SystemExit(said)
     expected = (work / "unbroken" / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
     count = min(int(most) or flushes, flushes)
-    result = {"flushes": flushes, "tried": 0, "failed_clearly": 0, "went_on": 0, "equal": 0, "broken": []}
+    result = {"flushes": flushes, "tried": 0, "failed_clearly": 0, "went_on": 0, "equal": 0, "leaked": [], "unequal": []}
     for number in range(count):
         place = 1 + number * (flushes - 1) // max(count - 1, 1)
         run, cache = work / "run", work / "cache"
@@ -80,8 +81,8 @@ def main(base: str, pictures: str, folder: str, most: str) -> None:
         # A flush of what may be lost (a scan's notes) does not end the run.
         result["went_on"] += code == ENDED
         if code == LEAKED:
-            result["broken"].append(f"flush {place}: {said}")
-        result["broken"] += [f"flush {place}: {half}" for half in half_files(run)] if run.exists() else []
+            result["leaked"].append(f"flush {place}: {said}")
+        result["leaked"] += [f"flush {place}: {half}" for half in half_files(run)] if run.exists() else []
         # The last flushes come after the result stands; such a run is complete.
         if code != ENDED and not (run / "result.json").exists():
             code, _, said = attempt(recipe, run, cache, None)
@@ -89,7 +90,7 @@ def main(base: str, pictures: str, folder: str, most: str) -> None:
         equal = adapter.exists() and adapter.read_bytes() == expected
         result["equal"] += equal
         if not equal:
-            result["broken"].append(f"flush {place}, resumed: {said}")
+            result["unequal"].append(f"flush {place}: {said}")
     print(json.dumps(result))
 
 
