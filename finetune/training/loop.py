@@ -223,12 +223,13 @@ def training_loop(job: TrainingJob, start: int, state: LoopState, stop: StopRequ
             done, is_last = step + 1, step + 1 == settings.steps
             row = _log_row(job, done, numbers, state, time.perf_counter() - began)
             advance(1, f"loss {state.watch.smoothed or numbers.loss:.4f}")
-            asked = stop.agreed(job.accelerator)
 
             # Looked at before it is saved: a checkpoint then knows all that was seen, and a resumed run misses nothing.
             measured = job.look(job, done)
             reason = state.judge(done, measured, is_last)
             _record(job, row | measured.logged())
+            # Read once: a signal that comes while this step is saved, or after, stops the next one, which is then saved.
+            asked = stop.agreed(job.accelerator)
             if is_last or reason or asked or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                 job.save(done)
             if reason:

@@ -61,6 +61,7 @@ def test_the_taggers_input_is_bgr_on_a_white_square():
     assert (pixels[0, 8, 8] == (0, 0, 255)).all() and (pixels[0, 0, 0] == 255).all()
 
 
+PROMPT = "a fox with a red hat on the bench"
 LOCAL = {
     "florence-2": ("florence-2", tiny_captioners.save_florence, {}), "blip-2": ("blip-2", tiny_captioners.save_blip2, {}),
     "qwen2.5-vl": ("vision-language", tiny_captioners.save_qwen, {"version": "2_5"}), "qwen3-vl": ("vision-language", tiny_captioners.save_qwen, {"version": "3"}),
@@ -74,13 +75,14 @@ def test_a_local_model_answers_each_picture_once_and_batches_change_nothing(name
     monkeypatch.setattr(transformers_models, "MOST_TOKENS", 6)
     way, make, options = LOCAL[name]
     make(tmp_path / "model", **options)
-    requests = [Request(i, save(tmp_path / f"{i}.png", 40 + 30 * i, 50, seed=i), "Be exact.", "a fox on the bench") for i in range(3)]
+    requests = [Request(i, save(tmp_path / f"{i}.png", 40 + 30 * i, 50, seed=i), "Be exact.", PROMPT) for i in range(3)]
     requests.append(Request(3, tmp_path / "gone.png", "", "a fox"))
     single, batched = ({r.number: a for r, a in captioner(way, model=str(tmp_path / "model"), batch_size=size).answers(requests)} for size in (1, 3))
     assert set(single) == set(batched) == {0, 1, 2, 3} and "No such file" in single[3].problem
     assert all(single[i].text and 0 < single[i].tokens_out <= 6 and not single[i].problem for i in range(3))
     assert [single[i].text for i in range(3)] == [batched[i].text for i in range(3)]
-    assert not any("assistant" in single[i].text or "bench with" == single[i].text[:10] for i in range(3)), "the prompt is not part of an answer"
+    # Each token of these models is a word, and the prompt alone has more of them than an answer may have.
+    assert len(PROMPT.split()) > 6 and all(len(single[i].text.split()) <= single[i].tokens_out for i in range(3)), "the prompt is not part of an answer"
 
 
 @pytest.mark.parametrize("name", ["vision-language", "florence-2", "blip-2"])

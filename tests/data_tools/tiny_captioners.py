@@ -1,4 +1,5 @@
-"""Captioning models of a few thousand random weights with tokenizer and processor, saved as people download them."""
+"""Captioning models of a few thousand weights with tokenizer and processor, saved as people download them. The weights are
+drawn from a seed: what such a model answers means nothing, but it answers the same each time."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ def _tokenizer(special: list[str], **named: str):
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **{k: v for k, v in named.items() if k not in others}, extra_special_tokens=others or None)
 
 
-def _save(model, folder: Path, special: int) -> None:
+def _save(kind: type, config, folder: Path, special: int) -> None:
     """Random models would mostly say special tokens, of which a caption keeps nothing: here words win."""
     import torch
 
+    torch.manual_seed(0)
+    model = kind(config)
     with torch.no_grad():
         model.get_output_embeddings().weight[:special].zero_()
     model.save_pretrained(folder)
@@ -41,7 +44,7 @@ def save_florence(folder: Path) -> None:
     vision = t.models.florence2.Florence2VisionConfig(depths=(1, 1, 1, 1), embed_dim=(8, 8, 8, 8), num_heads=(2, 2, 2, 2), num_groups=(2, 2, 2, 2), window_size=2, projection_dim=16, max_position_embeddings=8)
     text = t.BartConfig(vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
                         bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)
-    _save(t.Florence2ForConditionalGeneration(t.Florence2Config(vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_id=4)), folder, 5)
+    _save(t.Florence2ForConditionalGeneration, t.Florence2Config(vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_id=4), folder, 5)
     t.Florence2Processor(pictures, tokenizer, post_processor_config={"pure_text": {}}).save_pretrained(folder)
 
 
@@ -54,7 +57,7 @@ def save_blip2(folder: Path) -> None:
     queries = t.Blip2QFormerConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, encoder_hidden_size=16)
     text = t.OPTConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=64, bos_token_id=0, pad_token_id=1, eos_token_id=2)
     config = t.Blip2Config(vision_config=vision.to_dict(), qformer_config=queries.to_dict(), text_config=text.to_dict(), num_query_tokens=2, image_token_index=4)
-    _save(t.Blip2ForConditionalGeneration(config), folder, 5)
+    _save(t.Blip2ForConditionalGeneration, config, folder, 5)
     t.Blip2Processor(t.BlipImageProcessor(size={"height": 28, "width": 28}), tokenizer, num_query_tokens=2).save_pretrained(folder)
 
 
@@ -76,6 +79,6 @@ def save_qwen(folder: Path, version: str = "2_5") -> None:
     else:
         patch, vision = 16, {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "patch_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
         model, config = t.Qwen3VLForConditionalGeneration, t.Qwen3VLConfig(text_config=text | {"head_dim": 8, "rope_parameters": rope | {"mrope_interleaved": True}}, vision_config=vision, **ids)
-    _save(model(config), folder, len(special))
+    _save(model, config, folder, len(special))
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, min_pixels=(4 * patch) ** 2, max_pixels=(4 * patch) ** 2).save_pretrained(folder)

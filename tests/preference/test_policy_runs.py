@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
-from finetune.errors import RunFolderError, TrainingError
+from finetune.errors import Interrupted, RunFolderError, TrainingError
 from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import usual_size
 from finetune.objectives import LossWeighting
@@ -36,6 +37,7 @@ from finetune.preference.rewards.preference_head import train_reward
 from finetune.preference.rewards.reward_files import load_reward
 from tests.preference.pictures import rate_all_pairs
 from tests.tiny_models.all import TINY
+from tests.training.small_job import SignallingProgress
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("a dog", "a cat", "a red apple", "a tree", "a car")
@@ -169,15 +171,26 @@ def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, ra
     assert check["kl"] == 0
 
 
-def test_ctrl_c_saves_and_resume_goes_on(bases, rated, tmp_path):
+def test_a_signal_while_a_step_is_saved_stops_after_the_next_which_is_saved_too(bases, rated, tmp_path):
+    """Progress is reported when the step is saved or not to be saved: a signal that comes then finds its step past saving."""
+    run, settings = tmp_path / "run", settings_for(bases, rated, "hunyuan_dit", "draft", check_every=4)
+    with pytest.raises(Interrupted, match="stopped at step 2 of 4; everything is saved") as stopped:
+        train_preference(settings, run, progress=SignallingProgress(1, signal.SIGINT, phase="draft"))
+    assert stopped.value.exit_code == 130 and "--resume" in stopped.value.fix
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000002"]
+    whole, resumed = train_preference(settings, tmp_path / "whole"), train_preference(settings, run, resume=True)
+    assert resumed.resumed_from == 2 and _tensors(resumed.adapter) == _tensors(whole.adapter)
+
+
+def test_ctrl_c_saves_and_tells_of_resume(bases, rated, tmp_path):
     command = [sys.executable, "-m", "finetune", "prefer", "train", "--data", str(rated["hunyuan_dit"].root), "--method", "draft", "--reward", "measure:warmth", "--out", str(tmp_path / "run"),
-               "--steps", "2000", "--set", "sampler_steps=4", "--set", "window=2", "--set", "check_seeds=2", "--set", "max_kl=1e9", "--set", "max_drift=1e9", "--set", "rank=2", "--json"]
+               "--steps", "100000", "--set", "sampler_steps=4", "--set", "window=2", "--set", "check_seeds=2", "--set", "max_kl=1e9", "--set", "max_drift=1e9", "--set", "rank=2", "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    log = tmp_path / "run" / "log.jsonl"
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
-        pass
+    log, give_up = tmp_path / "run" / "log.jsonl", time.monotonic() + 600
+    while process.poll() is None and not (log.exists() and log.stat().st_size) and time.monotonic() < give_up:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 130 and "--resume" in json.loads(out)["error"]["fix"]
     assert any((tmp_path / "run" / "checkpoints").glob("step-*/state.json"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,15 +39,14 @@ def small_recipe(base: Path | str, data: Path, **changes: object) -> Recipe:
     return load_recipe(content)
 
 
-class Crash(Exception):
-    pass
+class AtStep(Progress):
+    """Does something when `step` steps of the phase of that name are reported."""
 
+    def __init__(self, step: int, phase: str = "training"):
+        self.step, self.watched = step, phase
 
-class CrashingProgress(Progress):
-    """Ends the run as a crash would, after a step was taken and before it is saved."""
-
-    def __init__(self, step: int):
-        self.step = step
+    def act(self) -> None:
+        raise NotImplementedError
 
     @contextmanager
     def phase(self, name, total=None):
@@ -55,7 +55,29 @@ class CrashingProgress(Progress):
         def advance(count=1, note=""):
             nonlocal done
             done += count
-            if name == "training" and done == self.step:
-                raise Crash
+            if name == self.watched and done == self.step:
+                self.act()
 
         yield advance
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashingProgress(AtStep):
+    """Ends the run as a crash would, after a step was taken and before it is saved."""
+
+    def act(self):
+        raise Crash
+
+
+class SignallingProgress(AtStep):
+    """Sends this process a signal, which Python handles before the run's next line."""
+
+    def __init__(self, step: int, number: int, phase: str = "training"):
+        super().__init__(step, phase)
+        self.number = number
+
+    def act(self):
+        os.kill(os.getpid(), self.number)

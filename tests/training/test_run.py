@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import DataError, Interrupted, RunFolderError, TrainingError, VerifyError
 from finetune.families.hunyuan_dit import HunyuanDiT
 from finetune.training.run import train
-from tests.training.small_job import small_recipe, write_pictures
+from tests.training.small_job import SignallingProgress, small_recipe, write_pictures
 
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 
@@ -39,6 +38,10 @@ def unbroken(tiny_base, pictures, encodings_folder, tmp_path_factory):
 
 def log_of(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def newest_step(run):
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
 
 def test_a_folder_of_pictures_becomes_a_proven_adapter(unbroken):
@@ -91,26 +94,26 @@ def test_the_data_folder_is_left_exactly_as_it_was(tiny_base, tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_the_resumed_run_ends_bit_identical(unbroken, tiny_base, pictures, encodings_folder, tmp_path, number, code):
     recipe, run = small_recipe(tiny_base, pictures), tmp_path / "run"
-
-    def stop_after_some_steps():
-        while not (run / "log.jsonl").exists() or len(log_of(run)) < 5:
-            threading.Event().wait(0.005)
-        os.kill(os.getpid(), number)
-
-    watcher = threading.Thread(target=stop_after_some_steps, daemon=True)
-    watcher.start()
-    with pytest.raises(Interrupted, match="everything is saved") as stopped:
-        train(recipe, run, cache_folder=encodings_folder)
-    watcher.join()
+    with pytest.raises(Interrupted, match="stopped at step 5 of 12; everything is saved") as stopped:
+        train(recipe, run, cache_folder=encodings_folder, progress=SignallingProgress(5, number))
     assert stopped.value.exit_code == code and "--resume" in stopped.value.fix
     assert not (run / ADAPTER).exists()
-    saved = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
-    assert saved == len(log_of(run)) >= 5
+    assert newest_step(run) == len(log_of(run)) == 5
     result = train(recipe, run, resume=True, cache_folder=encodings_folder)
-    assert result.resumed_from == saved
+    assert result.resumed_from == 5
     assert (run / ADAPTER).read_bytes() == (unbroken[0] / ADAPTER).read_bytes()
     assert [row["step"] for row in log_of(run)] == list(range(1, 13))
     assert [row["loss"] for row in log_of(run)] == [row["loss"] for row in log_of(unbroken[0])]
+
+
+def test_a_signal_while_sample_pictures_are_looked_at_stops_after_the_same_step(tiny_base, pictures, encodings_folder, tmp_path):
+    def watch(step, *_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with pytest.raises(Interrupted, match="stopped at step 2 of 12; everything is saved"):
+        train(small_recipe(tiny_base, pictures, samples__every=2), tmp_path / "run", cache_folder=encodings_folder, watch_samples=watch)
+    assert newest_step(tmp_path / "run") == 2
 
 
 def kill_and_resume(tiny_base, pictures, tmp_path, kills):

@@ -213,10 +213,12 @@ def _learn(job: Job, resume: bool, stop: StopRequest, progress: Progress) -> int
             done, is_last = step + 1, step + 1 == job.settings.steps
             if done % job.settings.check_every == 0 or is_last:
                 _check(job, done, progress)
-            if done % job.settings.check_every == 0 or is_last or stop.signal_number:
+            # Read once: a signal that comes while this step is saved, or after, stops the next one, which is then saved.
+            asked = stop.signal_number
+            if done % job.settings.check_every == 0 or is_last or asked:
                 save_checkpoint(job.run, job.settings, job.loaded.base, job.model, job.guard, done, job.stopped)
             advance(1, _note(job.guard.history[-1]))
-            if stop.signal_number and not is_last and not job.stopped:
+            if asked and not is_last and not job.stopped:
                 raise Interrupted(f"stopped at step {done} of {job.settings.steps}; everything is saved", where=str(job.run.path), fix="go on with the same command and --resume", exit_code=stop.exit_code)
     return checkpoint.step if checkpoint else None
 
