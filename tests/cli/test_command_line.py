@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -87,3 +88,12 @@ def test_recipe_verbs(brushwork, tmp_path):
     explained = brushwork("recipe", "explain", "adapter", "--json").data["settings"]
     assert {setting["key"] for setting in explained} >= {"adapter.rank", "adapter.alpha"}
     assert "did you mean `adapter.rank`?" in brushwork("recipe", "explain", "adapter.rnak").err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch for Linux brings GNU's OpenMP, which says how it was set")
+@pytest.mark.parametrize(("own", "spin"), [({}, "'3000'"), ({"GOMP_SPINCOUNT": "77"}, "'77'"), ({"OMP_WAIT_POLICY": "active"}, "'30000000000'")])
+def test_waiting_threads_go_to_sleep_soon_unless_the_user_says_otherwise(own, spin):
+    """By default they spin so long that on a busy machine a step of two threads takes twenty times its time."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    found = subprocess.run([sys.executable, "-m", "finetune", "doctor"], env=clean | own | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=False)
+    assert f"GOMP_SPINCOUNT = {spin}" in found.stderr
