@@ -55,7 +55,7 @@ def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen
 def run(*arguments: str, folder: Path, **environment: str) -> Said:
     """As `start`, to its end."""
     process = start(*arguments, folder=folder, **environment)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=900)
     return Said(process.returncode, out, err)
 
 

@@ -39,7 +39,7 @@ class Endpoint:
 
     def answer(self, handler, reply) -> None:
         if reply == "hang":
-            self.released.wait(20)
+            self.released.wait(120)
             return
         if reply == "reset":
             handler.connection.close()

@@ -35,7 +35,7 @@ def records(root):
 
 
 def endpoint(url, **options):
-    return EndpointCaptioner(url, "m", **{"first_wait": 0.0, "seconds": 10.0} | options)
+    return EndpointCaptioner(url, "m", **{"first_wait": 0.0, "seconds": 60.0} | options)
 
 
 def texts(root):
@@ -63,7 +63,7 @@ def test_requests_go_out_several_at_a_time(bare):
 
     def replies(number, body):
         if number < 3:
-            together.wait(20)
+            together.wait(60)
         return completion("Three answers that had to wait for each other.")
 
     with serving(replies) as (url, server):
@@ -79,13 +79,15 @@ FAULTS = {
     "a list": (200, {}, b"[]"), "an error with 200": (200, {}, b'{"error": "no"}'), "deep": (200, {}, b"[" * 100_000),
     "half an answer": "half", "reset": "reset", "hang": "hang", "drip": "drip",
 }
+ENDLESS = ("hang", "drip")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_tried_again_and_costs_no_picture(bare, fault):
     with serving(lambda number, body: FAULTS[fault] if number in (0, 2) else by_width(number, body)) as (url, server):
-        report = caption_pictures(records(bare)[:2], endpoint(url, seconds=0.5 if fault in ("hang", "drip") else 10.0, concurrency=1), PROMPT)
-    assert len(report.written) == 2 and report.failed == [] and len(server.requests) == 4
+        report = caption_pictures(records(bare)[:2], endpoint(url, concurrency=1, **({"seconds": 0.5, "tries": 20} if fault in ENDLESS else {})), PROMPT)
+    # Where only the clock ends a request, a busy machine may end a good one too, which is then asked for once more.
+    assert len(report.written) == 2 and report.failed == [] and (len(server.requests) == 4 or fault in ENDLESS and len(server.requests) > 4)
 
 
 def test_waits_double_and_obey_the_server(bare):

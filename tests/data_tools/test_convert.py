@@ -48,7 +48,7 @@ RECORD = st.tuples(
 )
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(drawn=st.lists(RECORD, min_size=1, max_size=7))
 @pytest.mark.parametrize("to", WRITERS)
 def test_what_is_written_and_read_again_is_the_same_set(pictures, tmp_path_factory, to, drawn):

@@ -111,6 +111,6 @@ def test_embeddings_of_a_tiny_vision_model_find_the_copy(edited, tmp_path):
     CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=30, patch_size=6)).save_pretrained(tmp_path)
     CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}).save_pretrained(tmp_path)
     paths = [r.path for r in edited]
-    pairs = pairs_by_embedding(paths, str(tmp_path), 0.999999)
+    pairs = pairs_by_embedding(paths, str(tmp_path), 0.9999)
     names = [{paths[a].name, paths[b].name} for a, b in pairs]
     assert {"copy.png", "own-1.png"} in names

@@ -56,7 +56,7 @@ FOUND = [["a fox", "train", 50], ["held", "held_out", 70], ["一只猫", "train"
 def scan_in_a_process(tmp_path: Path, endpoint: str, *sources: str, **more: str) -> dict:
     """The libraries read their endpoint when they are imported."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "BRUSHWORK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | more
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *sources], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *sources], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -124,25 +124,20 @@ def test_adapters_get_names_of_their_own_and_strengths(adapters):
         subjects_of(["nothing-here.safetensors"])
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; install the package chromium")
-def test_a_real_browser_shows_the_page_and_hostile_prompts_stay_text(base, adapters, style_folder, tmp_path):
+def test_a_real_browser_shows_the_page_and_hostile_prompts_stay_text(base, adapters, style_folder, tmp_path, chromium):
     hostile = ['<script>document.title="broken"</script>', "\u202ereversed <img src=x onerror=alert(1)>", "w" * 2000, "{{ 7 * 7 }} \x1b[31m", "红色的狗"]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": prompt, "prompt_id": f"h{index}"}) for index, prompt in enumerate(hostile)), encoding="utf-8")
     comparison = Comparison(read_prompts(path), subjects_of([str(adapters[1])]), (0,), 1, 1.0, training=style_folder, references=style_folder)
     compare(base, comparison, tmp_path / "out")
     page = tmp_path / "out" / "report.html"
-    browser = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
-    shown = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    browser = [*chromium, "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=600).stdout
     assert "<title>Evaluation of" in shown and "broken</title>" not in shown
     assert "<script" not in shown and "<img src=\"x\"" not in shown and "{{ 7 * 7 }}" in shown
     assert "<svg" in shown and 'id="numbers"' in shown and "红色的狗" in shown and "style_gain" in shown
     assert "http" not in page.read_text("utf-8").replace("http-equiv", "")
-    subprocess.run([*browser, "--window-size=1100,3000", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()], capture_output=True, timeout=120)
+    subprocess.run([*browser, "--window-size=1100,3000", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()], capture_output=True, timeout=600)
     with Image.open(tmp_path / "page.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert picture.width == 1100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
@@ -151,7 +146,7 @@ def test_a_real_browser_shows_the_page_and_hostile_prompts_stay_text(base, adapt
 
 
 def run_command(*arguments):
-    return subprocess.run([sys.executable, "-m", "finetune", "evaluate", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", "finetune", "evaluate", *map(str, arguments)], capture_output=True, text=True, timeout=600)
 
 
 def test_the_command_prints_rows_as_one_object(base_folder, adapters, prompt_file, tmp_path):

@@ -97,7 +97,7 @@ def locate(hub, tmp_path, base, parts=""):
     """Run in a process of its own: the library reads its endpoint when it is imported."""
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{hub[0].server_port}", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1",
                                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, base, parts], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, base, parts], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

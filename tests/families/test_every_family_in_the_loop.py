@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,7 +39,8 @@ class StopAtSecondStep(Progress):
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for index in range(3):
-        Image.effect_noise((64, 64), 40 + 30 * index).convert("RGB").save(folder / f"{index}.png")
+        noise = np.random.default_rng(index).normal(128, 40 + 30 * index, (64, 64))
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB").save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"a noise number {index}")
     return folder
 

@@ -41,7 +41,7 @@ contents = st.fixed_dictionaries({
 })
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=contents)
 def test_a_dumped_recipe_loads_back_equal(content, tmp_path):
     recipe = load_recipe(content)
@@ -52,7 +52,7 @@ def test_a_dumped_recipe_loads_back_equal(content, tmp_path):
     assert again.settings_hash() == recipe.settings_hash()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
        | st.lists(st.sampled_from(["[base]", "[", "]", "model", "=", '"', "'", '"""', "\n", "#", "{", "}", ",", ".", "1", "mini", "\\"]), max_size=40)
        .map(lambda parts: "".join(parts).encode()))

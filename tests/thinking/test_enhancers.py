@@ -1,6 +1,7 @@
 """Enhancers: rules, endpoint and local model give checked records; wrong answers leave the original prompt in use."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -53,7 +54,7 @@ def server():
 
 
 def enhancer(server):
-    return EndpointEnhancer(f"http://127.0.0.1:{server.server_port}/v1", "tiny", timeout=5, wait=server.waits.append)
+    return EndpointEnhancer(f"http://127.0.0.1:{server.server_port}/v1", "tiny", timeout=60, wait=server.waits.append)
 
 
 def test_rules_are_the_default_and_keep_within_the_token_limits():
@@ -142,8 +143,7 @@ def test_busy_servers_are_asked_again_as_late_as_they_say(server):
 
 def test_half_an_answer_is_asked_for_again(server):
     server.script = [(200, {"Content-Length": "100000"}, b"{"), (200, {}, thought())]
-    quick = EndpointEnhancer(f"http://127.0.0.1:{server.server_port}/v1", "tiny", timeout=0.3, wait=server.waits.append)
-    assert think(PROMPT, enhancer=quick).ok
+    assert think(PROMPT, enhancer=enhancer(server)).ok
     assert len(server.asked) == 2
 
 
@@ -156,13 +156,14 @@ def test_a_refusing_server_is_one_clear_error_without_the_key(server, monkeypatc
     assert len(server.asked) == 1 and server.asked[0][1]["Authorization"] == "Bearer sk-secret"
 
 
-def test_no_server_and_no_address(server):
-    port = server.server_port
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(BrushworkError, match="gave no answer"):
-        think(PROMPT, enhancer=EndpointEnhancer(f"http://127.0.0.1:{port}/v1", "tiny", timeout=2, wait=server.waits.append))
-    assert server.waits == [1.0, 2.0, 4.0, 8.0]
+def test_no_server_and_no_address():
+    waits = []
+    # Bound and not listening: nobody else can answer there in the meantime.
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        with pytest.raises(BrushworkError, match="gave no answer"):
+            think(PROMPT, enhancer=EndpointEnhancer(f"http://127.0.0.1:{held.getsockname()[1]}/v1", "tiny", timeout=60, wait=waits.append))
+    assert waits == [1.0, 2.0, 4.0, 8.0]
     for url in ("file:///etc/passwd", "localhost:8000", "http://"):
         with pytest.raises(BadInput):
             EndpointEnhancer(url, "tiny")

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import traceback
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from data_tools.progress import Progress
 from finetune.families.base_models import locate_base
 from finetune.recipe_settings import DataSettings
-from finetune.training.encode import encode_everything
+from finetune.training.encode import encode_everything, latent_keys
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.encoding_claims import Claims
 from finetune.training.training_set import build_training_set
@@ -27,7 +28,7 @@ def prepared(tiny_base, tmp_path_factory):
     return base, build_training_set(recipe, base.family.facts, Progress())
 
 
-def encoding_child(prepared, folder, workers=0):
+def encoding_child(prepared, folder, workers=0, progress=None):
     """Fork a process that encodes everything and writes how many entries it made; returns its process id."""
     child = os.fork()
     if child:
@@ -35,7 +36,7 @@ def encoding_child(prepared, folder, workers=0):
     try:
         base, training_set = prepared
         cache = EncodingCache(folder)
-        encode_everything(base, training_set, ["", "a cat"], DataSettings(), cache, torch.device("cpu"), torch.float32, workers, Progress())
+        encode_everything(base, training_set, ["", "a cat"], DataSettings(), cache, torch.device("cpu"), torch.float32, workers, progress or Progress())
         (folder / f"{os.getpid()}.made").write_text(str(cache.made))
         os._exit(0)
     except BaseException:
@@ -49,6 +50,34 @@ def whole_entries(folder):
     keys = [path.stem for path in folder.rglob("*.safetensors")]
     assert cache.missing(keys) == [] and cache.mended == 0
     return keys
+
+
+def until(condition, seconds=600):
+    """Wait for a condition, however slow the machine is."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.01)
+
+
+class StoppingProgress(Progress):
+    """Claims one more entry after five pictures and stops this process with it, as if it had been caught in the middle of making it."""
+
+    def __init__(self, folder, key):
+        self.claims, self.key = Claims(EncodingCache(folder)), key
+
+    @contextmanager
+    def phase(self, name, total=None):
+        done = 0
+
+        def advance(count=1, note=""):
+            nonlocal done
+            done += count
+            if name == "encoding pictures" and done == 5:
+                assert list(self.claims.unmade([self.key])) == [self.key]
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        yield advance
 
 
 def wait_for(children):
@@ -65,20 +94,19 @@ def test_three_processes_share_the_work_and_make_nothing_twice(prepared, tmp_pat
 
 
 def test_what_a_killed_process_had_claimed_is_made_by_another(prepared, tmp_path):
-    killed = encoding_child(prepared, tmp_path)
-    while len(list(tmp_path.rglob("*.safetensors"))) < 5:
-        time.sleep(0.002)
-    os.kill(killed, signal.SIGSTOP)
-    entries = len(list(tmp_path.rglob("*.safetensors")))
+    base, training_set = prepared
+    held = latent_keys(base, training_set.pictures, DataSettings().background, EncodingCache(tmp_path))[PICTURES // 2]
+    killed = encoding_child(prepared, tmp_path, progress=StoppingProgress(tmp_path, held))
+    assert os.WIFSTOPPED(os.waitpid(killed, os.WUNTRACED)[1])
+    assert len(whole_entries(tmp_path)) == 5
     other = encoding_child(prepared, tmp_path)
-    # The other makes everything but what the stopped one holds, and waits for that.
-    while len(list(tmp_path.rglob("*.safetensors"))) < PICTURES - 1:
-        time.sleep(0.002)
+    # The other makes every picture but the one that the stopped one holds, and waits for that.
+    until(lambda: len(list(tmp_path.rglob("*.safetensors"))) == PICTURES - 1)
     assert os.waitpid(other, os.WNOHANG) == (0, 0)
     os.kill(killed, signal.SIGKILL)
     assert wait_for([killed, other]) == [-signal.SIGKILL, 0]
     made = int(next(tmp_path.glob("*.made")).read_text())
-    assert len(whole_entries(tmp_path)) == 2 * PICTURES + 2 and made >= 2 * PICTURES + 2 - entries - 1
+    assert len(whole_entries(tmp_path)) == 2 * PICTURES + 2 and made == 2 * PICTURES + 2 - 5
     assert not list(tmp_path.rglob("*.claim"))
 
 

@@ -27,11 +27,10 @@ META = torch.device("meta")
 
 @pytest.fixture(scope="module")
 def ground(tiny_base, pictures, tmp_path_factory):
-    import os
-
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("scan"))
-    recipe = small_recipe(tiny_base, pictures, training__optimizer="auto")
-    return survey(recipe), recipe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("scan")))
+        recipe = small_recipe(tiny_base, pictures, training__optimizer="auto")
+        yield survey(recipe), recipe
 
 
 def test_a_trace_counts_products_and_the_most_memory_alive_at_once():

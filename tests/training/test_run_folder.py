@@ -10,7 +10,7 @@ import pytest
 from finetune.errors import RunFolderError
 from finetune.training.run_folder import RunFolder
 
-HOLDER = "import sys, time\nfrom finetune.training.run_folder import RunFolder\nrun = RunFolder(sys.argv[1])\nrun.claim()\nprint('held', flush=True)\ntime.sleep(60)\n"
+HOLDER = "import sys, time\nfrom finetune.training.run_folder import RunFolder\nrun = RunFolder(sys.argv[1])\nrun.claim()\nprint('held', flush=True)\ntime.sleep(600)\n"
 
 
 def hold(path):

@@ -21,8 +21,8 @@ from tests.training.small_job import write_pictures
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).parents[2]
 # Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever --num_processes says.
-PLAIN = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-DIVIDED = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp.yaml")]
+PLAIN = ["--main_process_port", "0", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+DIVIDED = ["--main_process_port", "0", "--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp.yaml")]
 
 
 def launch(how, base, pictures, folder):

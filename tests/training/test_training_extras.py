@@ -213,7 +213,7 @@ def test_two_processes_measure_and_judge_as_one_with_twice_the_accumulation(fold
     program = tmp_path / "launched.py"
     program.write_text(LAUNCHED)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               str(program), str(folder / "base"), str(folder / "pictures"), str(folder / "two"), str(folder / "cache"), json.dumps(changes)]
     finished = subprocess.run(launch, capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]

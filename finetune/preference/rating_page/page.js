@@ -103,8 +103,10 @@ function drawProgress() {
   $("pace").textContent = fresh >= 5 && total > done ? texts().left_time(minutes) : "";
 }
 
+// dataset.question names what is on screen and can be answered; between two questions there is none.
 async function show() {
   local = freshAnswer();
+  delete stage.dataset.question;
   const current = question();
   atEnd = !current && state.summary !== null && outbox.waiting.length === 0;
   document.documentElement.lang = language;
@@ -160,6 +162,7 @@ function answer(content, marked = [], className = "chosen") {
 
 function advance() {
   busy = true;
+  delete stage.dataset.question;
   const delay = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 110;
   const answered = queue.shift();
   setTimeout(() => {
@@ -231,6 +234,7 @@ function undo() {
   if (ended || outbox.waiting.length >= MOST_UNSAVED) return;
   if (state.progress.answered + state.progress.skipped + outbox.waiting.length === 0) return say(texts().nothingToUndo);
   queue = [];
+  delete stage.dataset.question;
   outbox.send("undo", {});
 }
 
