@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
-from finetune.adapters.text_encoders import attach_encoders, set_encoder_weights
+from finetune.adapters.text_encoders import attach_encoders, detach_encoders, set_encoder_weights
 from finetune.errors import AdapterError
 from finetune.offload import take_turns
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
@@ -77,6 +77,31 @@ def usual_size(base: BaseModel) -> int:
 def read_transformer_config(base: BaseModel) -> dict[str, Any]:
     """The transformer's `config.json`."""
     return json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+
+
+def encode_texts(base: BaseModel, texts: Sequence[str], dtype: torch.dtype, device: torch.device,
+                 worn: Sequence[Sequence[tuple[AdapterFile, float]]] = ((),)) -> list[dict[str, Conditioning]]:
+    """Every text, once for each entry of `worn`: adapters with strengths, whose parts for text encoders these then carry.
+
+    The encoders are in memory only for this. Raises AdapterError for an adapter that does not fit them.
+    """
+    pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
+    pipeline.to(device)
+    bare, encoded = None, []
+    with torch.no_grad():
+        for adapters in worn:
+            training = [(adapter, weight) for adapter, weight in adapters if adapter.text_encoders]
+            if not training:
+                bare = bare or encode_all(base.family, pipeline, texts)
+                encoded.append(dict(bare))
+                continue
+            for number, (adapter, weight) in enumerate(training):
+                attach_encoders(pipeline, adapter, f"worn{number}", weight)
+            encoded.append(encode_all(base.family, pipeline, texts))
+            detach_encoders(pipeline)
+    del pipeline
+    clear_device_cache(garbage_collection=True)
+    return encoded
 
 
 def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest], *,

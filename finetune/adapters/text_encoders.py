@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile
-from finetune.adapters.attach import attach, set_weights
+from finetune.adapters.attach import attach, detach, set_weights
 from finetune.adapters.lora import adapter_names
 from finetune.errors import AdapterError
 
@@ -54,6 +54,13 @@ def attach_encoders(pipeline: Any, adapter: AdapterFile, name: str, weight: floa
         attach(encoder, part, name, weight)
         placed += len(part.tensors)
     return placed
+
+
+def detach_encoders(pipeline: Any) -> None:
+    """Take all adapters off the text encoders of `pipeline`."""
+    for name, part in pipeline.components.items():
+        if name.startswith("text_encoder") and part is not None and adapter_names(part):
+            detach(part)
 
 
 def set_encoder_weights(pipeline: Any, slots: Iterable[str], chosen: Mapping[str, float]) -> None:

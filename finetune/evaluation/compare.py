@@ -69,7 +69,7 @@ def compare(base: BaseModel, comparison: Comparison, out: Path | str, progress: 
     area = settings.height * settings.width
     references = _load(comparison.references, area, MOST_REFERENCES, progress, "reference")
     training = _load(comparison.training, TRAINING_EDGE**2, None, progress, "training")
-    studio = Studio(base, settings, [prompt.prompt for prompt in comparison.prompts], progress)
+    studio = Studio(base, settings, [prompt.prompt for prompt in comparison.prompts], comparison.subjects, progress)
     wanted = [(prompt, seed) for prompt in comparison.prompts for seed in comparison.seeds]
     folders = {subject.name: PictureFolder(folder.pictures / subject.folder, settings) for subject in comparison.subjects}
     drawn = sum(studio.draw(subject, folders[subject.name], wanted, comparison.batch_size) for subject in comparison.subjects)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,24 +90,21 @@ class PictureFolder:
 
 
 class Studio:
-    """One base in memory: prompts encoded once, then transformer and VAE, adapters attached one after the other."""
+    """One base in memory: prompts encoded once (and once for each subject that trains text encoders), then transformer and
+    VAE, adapters attached one after the other."""
 
-    def __init__(self, base: BaseModel, settings: DrawingSettings, prompts: Iterable[str], progress: Progress):
-        from finetune.generation import best_device, best_dtype
-        from finetune.sampling import encode_all
+    def __init__(self, base: BaseModel, settings: DrawingSettings, prompts: Iterable[str], subjects: Sequence[Subject], progress: Progress):
+        from finetune.generation import best_device, best_dtype, encode_texts
 
         self.base, self.settings, self.progress = base, settings, progress
         self.device = best_device()
         dtype = best_dtype(self.device)
         texts = list(dict.fromkeys([*prompts, settings.negative, ""]))
         with progress.phase("encoding prompts", len(texts)) as advance:
-            pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-            pipeline.to(self.device)
-            self.conditionings: dict[str, Conditioning] = encode_all(base.family, pipeline, texts)
+            worn = [[] if subject.path is None else [(subject.load(), subject.weight)] for subject in subjects]
+            self.conditionings, *encoded = encode_texts(base, texts, dtype, self.device, [[], *worn])
+            self._encoded: dict[str, dict[str, Conditioning]] = dict(zip((subject.name for subject in subjects), encoded, strict=True))
             advance(len(texts))
-        # The text encoders are gone from memory before the transformer comes.
-        del pipeline
-        gc.collect()
         with progress.phase("loading the model"):
             self.pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
             self.pipeline.to(self.device)
@@ -138,8 +134,8 @@ class Studio:
             return self.conditionings
         adapter = subject.load()
         tokens = tokens_of(adapter, subject.path, self.base.family.facts.text_stream)
-        conditionings = conditionings_with_tokens(self.conditionings, tokens, {self.settings.negative})
-        attach(self.pipeline.transformer, adapter, "subject", subject.weight)
+        conditionings = conditionings_with_tokens(self._encoded[subject.name], tokens, {self.settings.negative})
+        attach(self.pipeline.transformer, replace(adapter, text_encoders={}), "subject", subject.weight)
         return conditionings
 
     def _detach(self, subject: Subject) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from data_tools.errors import BadInput, DataError
 from data_tools.images import open_image
 from data_tools.progress import Progress
 
-from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.attach import attach, detach
 from finetune.adapters.strict_reading import locate
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
-from finetune.generation import usual_size
+from finetune.generation import encode_texts, usual_size
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.journal import parse_line
 from finetune.preference.loaded_base import LoadedBase
@@ -146,13 +146,17 @@ def make_candidates(loaded: LoadedBase, prompts: Sequence[Prompt], settings: Can
     if settings.per_prompt < 1:
         raise BadInput(f"{settings.per_prompt} pictures a prompt; at least 1", where="--per-prompt")
     folder, report = CandidateFolder(out), CandidateReport()
-    loaded.encode(text for prompt in prompts for text in (prompt.text, prompt.negative))
-    for variant in settings.variants:
+    files = [[read_adapter(use.path, KEY_MAPS) for use in variant] for variant in settings.variants]
+    worn = [[(file, use.weight) for use, file in zip(variant, read, strict=True)] for variant, read in zip(settings.variants, files, strict=True)]
+    texts = list(dict.fromkeys(text for prompt in prompts for text in (prompt.text, prompt.negative)))
+    encoded = encode_texts(loaded.base, texts, loaded.dtype, loaded.device, worn)
+    for number, (variant, read) in enumerate(zip(settings.variants, files, strict=True)):
+        loaded.worn, loaded.conditionings = worn[number], encoded[number]
         planned = list(_planned(loaded, prompts, settings, variant))
         report.candidates += [candidate for candidate, _ in planned]
         missing = [(candidate, request) for candidate, request in planned if not _is_there(folder, candidate)]
         if missing:
-            _draw(loaded, folder, missing, variant, settings.batch_size, progress)
+            _draw(loaded, folder, missing, variant, read, settings.batch_size, progress)
             report.drawn += len(missing)
     report.sheets = [_write_sheet(folder, prompt) for prompt in prompts]
     return report
@@ -185,9 +189,10 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if isinstance(value, str | int | float | bool | None) and not key.startswith("_")}
 
 
-def _draw(loaded: LoadedBase, folder: CandidateFolder, missing: Sequence[tuple[Candidate, PictureRequest]], variant: tuple[AdapterUse, ...], batch_size: int, progress: Progress) -> None:
+def _draw(loaded: LoadedBase, folder: CandidateFolder, missing: Sequence[tuple[Candidate, PictureRequest]], variant: tuple[AdapterUse, ...], files: Sequence[AdapterFile],
+          batch_size: int, progress: Progress) -> None:
     """Batch by batch, so that a kill loses at most one batch. A picture is written before its line."""
-    tokens = _attach(loaded, variant)
+    tokens = _attach(loaded, variant, files)
     try:
         with progress.phase("candidates", len(missing)) as advance:
             for start in range(0, len(missing), batch_size):
@@ -201,16 +206,15 @@ def _draw(loaded: LoadedBase, folder: CandidateFolder, missing: Sequence[tuple[C
             detach(loaded.transformer)
 
 
-def _attach(loaded: LoadedBase, variant: tuple[AdapterUse, ...]) -> ThinkingTokens | None:
+def _attach(loaded: LoadedBase, variant: tuple[AdapterUse, ...], files: Sequence[AdapterFile]) -> ThinkingTokens | None:
     """Attach the adapters; the thinking tokens that one of them may have. Raises AdapterError where several have some."""
     from finetune.thinking.tokens import tokens_of
 
-    files = [read_adapter(use.path, KEY_MAPS) for use in variant]
     found = [tokens for use, file in zip(variant, files, strict=True) if (tokens := tokens_of(file, use.path, loaded.family.facts.text_stream)) is not None]
     if len(found) > 1:
         raise AdapterError("several adapters of one variant have thinking tokens, which cannot be used together", where="--adapter", fix="join adapters of which at most one has some")
     for number, (use, file) in enumerate(zip(variant, files, strict=True)):
-        attach(loaded.transformer, file, f"variant{number}", use.weight)
+        attach(loaded.transformer, replace(file, text_encoders={}), f"variant{number}", use.weight)
     return found[0] if found else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,13 @@ from torch import Tensor
 
 from finetune.families.base_models import BaseModel, locate_base
 from finetune.families.protocol import Conditioning, PictureGeometry
+from finetune.generation import encode_texts
 from finetune.preference import latent_codec
-from finetune.sampling import PictureRequest, draw, encode_all
+from finetune.sampling import PictureRequest, draw
 from finetune.training.precision import choose_base_dtype, choose_precision
 
 if TYPE_CHECKING:
+    from finetune.adapters.adapter_file import AdapterFile
     from finetune.thinking.tokens import ThinkingTokens
 
 # Latents decoded at a time; bounds the memory of the VAE.
@@ -23,7 +24,10 @@ DECODED_AT_A_TIME = 8
 
 
 class LoadedBase:
-    """Transformer and VAE of a base, and the conditionings of every prompt that was asked for."""
+    """Transformer and VAE of a base, and the conditionings of every prompt that was asked for.
+
+    worn: adapters with strengths, whose parts for text encoders these carry whenever a prompt is encoded.
+    """
 
     def __init__(self, base: BaseModel, *, dtype: str = "auto"):
         self.base, self.family = base, base.family
@@ -31,6 +35,7 @@ class LoadedBase:
         self.precision = choose_precision("auto", self.device)
         self.dtype = choose_base_dtype(dtype, self.precision).dtype
         self.conditionings: dict[str, Conditioning] = {}
+        self.worn: Sequence[tuple[AdapterFile, float]] = ()
         self._pipeline: Any = None
 
     @classmethod
@@ -41,14 +46,8 @@ class LoadedBase:
     def encode(self, prompts: Iterable[str]) -> None:
         """Encode what is not encoded yet; the text encoders are in memory only for this."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.conditionings]
-        if not missing:
-            return
-        pipeline = self.family.load(self.base.folder, frozenset({"text"}), self.dtype)
-        pipeline.to(self.device)
-        with torch.no_grad():
-            self.conditionings |= encode_all(self.family, pipeline, missing)
-        del pipeline
-        gc.collect()
+        if missing:
+            self.conditionings |= encode_texts(self.base, missing, self.dtype, self.device, [self.worn])[0]
 
     @property
     def pipeline(self) -> Any:

@@ -4,15 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.adapters.adapter_file import read_adapter
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
-from finetune.evaluation.prompts import read_prompts
+from finetune.evaluation.prompts import EvaluationPrompt, read_prompts
 from finetune.evaluation.subjects import split_weight, subjects_of
+from finetune.families import registry
+from finetune.families.base_models import locate_base
+from finetune.families.key_layouts import KEY_MAPS
+from finetune.generation import LoadedAdapter, draw_from_files
+from finetune.sampling import PictureRequest
+from tests.tiny_models import sd3
+from tests.tiny_models.text_adapters import write_text_adapter
 
 SETTINGS = {"seeds": (0, 1), "steps": 2, "guidance": 2.0}
 
@@ -87,8 +96,6 @@ def test_a_folder_of_something_else_is_refused(base, tmp_path, done):
 def test_changed_words_under_the_same_id_are_drawn_again(base, tmp_path, prompt_file):
     prompts = read_prompts(prompt_file)[:1]
     compare(base, Comparison(prompts, subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
-    from dataclasses import replace
-
     changed = compare(base, Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
     assert changed["drawn"] == 2
 
@@ -164,3 +171,20 @@ def test_the_command_prints_rows_as_one_object(base_folder, adapters, prompt_fil
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said, prompt_file):
     done = run_command(*[str(prompt_file) if argument == "PROMPTS" else argument for argument in arguments])
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_adapter_that_trains_text_encoders_is_drawn_with_them_as_generate_draws_it(tmp_path):
+    folder = tmp_path / "base"
+    pipeline, family = sd3.build(), registry.family("sd3")
+    pipeline.save_pretrained(folder)
+    adapter = write_text_adapter(pipeline, family, tmp_path / "style")
+    base, (prompt,) = locate_base(str(folder)), [EvaluationPrompt("cat", "a red cat", "style")]
+    comparison = Comparison([prompt], subjects_of([str(adapter), f"{adapter}:0.5"]), (0,), 2, 2.0, height=32, width=32, measures=["sharpness"])
+    compare(base, comparison, tmp_path / "out")
+    request = PictureRequest(prompt.prompt, 0, 32, 32, 2, 2.0)
+    whole = {"style": LoadedAdapter(read_adapter(adapter, KEY_MAPS), adapter)}
+    wanted = [drawn.image.tobytes() for drawn in draw_from_files(base, whole, [{"style": 1.0}, {"style": 0.5}, {}], [request])]
+    without = {"style": LoadedAdapter(replace(whole["style"].file, text_encoders={}), adapter)}
+    wanted += [drawn.image.tobytes() for drawn in draw_from_files(base, without, [{"style": 1.0}], [request])]
+    pictures = [Image.open(next((tmp_path / "out").rglob(f"{subject.folder}/cat-0.png"))).tobytes() for subject in comparison.subjects]
+    assert pictures == [wanted[2], wanted[0], wanted[1]] and len(set(wanted)) == 4

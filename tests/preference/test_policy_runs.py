@@ -19,8 +19,9 @@ from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
 from finetune.errors import Interrupted, RunFolderError, TrainingError
+from finetune.families.base_models import locate_base
 from finetune.families.key_layouts import KEY_MAPS
-from finetune.generation import usual_size
+from finetune.generation import LoadedAdapter, draw_from_files, usual_size
 from finetune.objectives import LossWeighting
 from finetune.preference import latent_codec
 from finetune.preference.candidate_folder import CandidateFolder
@@ -35,8 +36,10 @@ from finetune.preference.rewards.features import build_features
 from finetune.preference.rewards.measures import Measure
 from finetune.preference.rewards.preference_head import train_reward
 from finetune.preference.rewards.reward_files import load_reward
+from finetune.sampling import PictureRequest
 from tests.preference.pictures import rate_all_pairs
 from tests.tiny_models.all import TINY
+from tests.tiny_models.text_adapters import write_text_adapter
 from tests.training.small_job import SignallingProgress
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +172,25 @@ def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, ra
     assert set(read_adapter(second.adapter).ranks.values()) == {8}
     check = json.loads((tmp_path / "second" / "result.json").read_text())["checks"][0]
     assert check["kl"] == 0
+
+
+def test_a_starting_adapter_that_trains_text_encoders_is_used_whole_and_kept_whole(bases, tmp_path):
+    """Candidates are drawn as generate draws them; what is learned is learned behind the encoders as trained; both reach the file."""
+    base, words = locate_base(str(bases["sd3"])), ("a dog", "a cat")
+    start = write_text_adapter(TINY["sd3"].build(), base.family, tmp_path / "start")
+    rated, settings = CandidateFolder(tmp_path / "candidates"), CandidateSettings(2, 0, parse_variants([str(start), "base"]), 2, 1.0, 32, 32)
+    report = make_candidates(LoadedBase(base), [Prompt(prompt_id(text), text) for text in words], settings, rated.root)
+    loaded = {"start": LoadedAdapter(read_adapter(start, KEY_MAPS), start)}
+    requests = [PictureRequest(text, seed, 32, 32, 2, 1.0) for text in words for seed in (0, 1)]
+    wanted = [drawn.image.tobytes() for drawn in draw_from_files(base, loaded, [{"start": 1.0}, {}], requests)]
+    assert [Image.open(rated.picture(candidate)).tobytes() for candidate in report.candidates] == wanted and len(set(wanted)) == 8
+    rate_all_pairs(rated)
+    changes = {"steps": 2, "start": str(start), "max_kl": 1e9, "max_drift": 1e9}
+    result = train_preference(settings_for(bases, {"sd3": rated}, "sd3", "draft", **changes), tmp_path / "run")
+    learned, kept = read_adapter(result.adapter, KEY_MAPS), loaded["start"].file.text_encoders
+    assert result.verified.changed and {slot: set(part) for slot, part in learned.text_encoders.items()} == {slot: set(part) for slot, part in kept.items()}
+    assert all(torch.equal(value, learned.text_encoders[slot][key]) for slot, part in kept.items() for key, value in part.items())
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["checks"][0]["kl"] == 0
 
 
 def test_a_signal_while_a_step_is_saved_stops_after_the_next_which_is_saved_too(bases, rated, tmp_path):

@@ -44,7 +44,7 @@ def export(base: BaseModel, comparison: Comparison, form: str, prompts: Path, ou
         raise BadInput(f"{form} wants {wanted_seeds} pictures a prompt, {len(comparison.seeds)} seeds were given", where="--seeds")
     drawn, settings = EvaluationFolder(out / "drawn"), drawing_settings(base, comparison)
     drawn.claim(settings)
-    studio = Studio(base, settings, [prompt.prompt for prompt in comparison.prompts], progress)
+    studio = Studio(base, settings, [prompt.prompt for prompt in comparison.prompts], comparison.subjects, progress)
     wanted = [(prompt, seed) for prompt in comparison.prompts for seed in comparison.seeds]
     written = {}
     for subject in comparison.subjects:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from finetune.training.memory import peak_memory_bytes
 from finetune.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from finetune.adapters.adapter_file import AdapterFile
     from finetune.adapters.verify import VerifyResult
 
 SHEET_PICTURES = 12
@@ -65,6 +66,9 @@ class Finished:
 def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: CandidateFolder, conditionings: dict[str, Any], reward: Reward | None,
            size: tuple[int, int], facts: tuple, began: float, progress: Progress) -> Finished:
     """Everything after the last step. Raises VerifyError, and TrainingError where no check was healthy."""
+    from finetune.adapters.adapter_file import read_adapter
+    from finetune.families.key_layouts import KEY_MAPS
+
     guard, held_out, left_out, stopped, shape, resumed_from = facts
     if guard.best is None:
         raise TrainingError(f"no check was healthy, so there is no adapter to keep: {stopped}", where=str(run.path), fix="lower learning_rate, raise kl_weight or beta, or check more often")
@@ -72,12 +76,14 @@ def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: Cand
     with whole_file(run.adapter_file) as temporary:
         shutil.copyfile(best_file(run), temporary)
     progress.say("loading the adapter file into a fresh base and checking it")
-    loaded = LoadedBase(base)
-    loaded.conditionings = conditionings
-    verified = _verify(loaded, run.adapter_file, shape, size, held_out[0])
-    requests = _requests(settings, folder, held_out, size)
+    loaded, requests = LoadedBase(base), _requests(settings, folder, held_out, size)
+    adapter = read_adapter(run.adapter_file, KEY_MAPS)
+    if not adapter.text_encoders:
+        loaded.conditionings = conditionings
     before = loaded.draw(requests, progress=progress)
-    after = _draw_with(loaded, run.adapter_file, requests, progress)
+    loaded.worn, loaded.conditionings = [(adapter, 1.0)], conditionings
+    verified = _verify(loaded, run.adapter_file, shape, size, held_out[0])
+    after = _draw_with(loaded, adapter, requests, progress)
     rewards = [_scores(reward, pictures, requests) for pictures in (before, after)]
     _write_pictures(run, requests, before, after, guard.best.step)
     finished = Finished(
@@ -113,11 +119,10 @@ def _requests(settings: PreferenceSettings, folder: CandidateFolder, held_out: S
     ]
 
 
-def _draw_with(loaded: LoadedBase, file: Path, requests: Sequence[PictureRequest], progress: Progress) -> list[Any]:
-    from finetune.adapters.adapter_file import read_adapter
+def _draw_with(loaded: LoadedBase, adapter: AdapterFile, requests: Sequence[PictureRequest], progress: Progress) -> list[Any]:
     from finetune.adapters.attach import attach, detach
 
-    attach(loaded.transformer, read_adapter(file), "loaded")
+    attach(loaded.transformer, replace(adapter, text_encoders={}), "loaded")
     try:
         return loaded.draw(requests, progress=progress)
     finally:

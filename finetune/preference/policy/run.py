@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ from finetune.training.stop_signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from finetune.adapters.adapter_file import AdapterFile
 
 
 @dataclass
@@ -114,6 +116,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     folder = CandidateFolder.existing(Path(settings.data))
     train_prompts, held_out = split_prompts(folder, settings)
     loaded = LoadedBase.named(settings.base, settings.revision)
+    loaded.worn = [(start, 1.0)] if (start := _start_of(settings)) is not None else ()
     loaded.encode([*train_prompts.values(), *held_out, ""])
     # The library keeps one state a process; an earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
@@ -150,22 +153,30 @@ def _check_differentiable(settings: PreferenceSettings, reward: Reward | None) -
         raise DataError(f"{settings.method} needs a reward with gradients", where=str(settings.reward), fix="use --method grpo")
 
 
+def _start_of(settings: PreferenceSettings) -> AdapterFile | None:
+    """The adapter that the run starts from. Raises BadInput for one that cannot be a part of what is learned on top of it."""
+    from finetune.adapters.adapter_file import read_adapter
+    from finetune.adapters.forms import OFT
+    from finetune.families.key_layouts import KEY_MAPS
+
+    if not settings.start:
+        return None
+    start = read_adapter(Path(settings.start), KEY_MAPS)
+    if start.provenance.get("thinking_tokens"):
+        raise BadInput("was trained with thinking tokens, which would stay behind", where=settings.start, fix="start from an adapter without them")
+    if start.uses_dora or start.form is OFT:
+        raise BadInput("a DoRA or an OFT does not add up with what is learned on top of it", where=settings.start, fix="bake it into the base first")
+    return start
+
+
 def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     """LoRA on the base; an adapter to start from is baked in first, so that it is part of the reference."""
-    from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.attach import attach, bake
-    from finetune.adapters.forms import OFT
     from finetune.adapters.lora import inject_lora, lora_parameters
-    from finetune.families.key_layouts import KEY_MAPS
     from finetune.families.targets import resolve_targets
 
-    if settings.start:
-        start = read_adapter(Path(settings.start), KEY_MAPS)
-        if start.provenance.get("thinking_tokens"):
-            raise BadInput("was trained with thinking tokens, which would stay behind", where=settings.start, fix="start from an adapter without them")
-        if start.uses_dora or start.form is OFT:
-            raise BadInput("a DoRA or an OFT does not add up with what is learned on top of it", where=settings.start, fix="bake it into the base first")
-        attach(loaded.transformer, start, "start")
+    for start, weight in loaded.worn:
+        attach(loaded.transformer, replace(start, text_encoders={}), "start", weight)
         bake(loaded.transformer)
     targets = resolve_targets(loaded.family.facts, settings.targets)
     inject_lora(loaded.transformer, targets, settings.rank, seed=settings.seed)

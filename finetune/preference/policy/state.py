@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ class TrainedModel:
 
         learned = collect_lora(self.transformer)
         if settings.start:
-            learned = merge([Weighted(read_adapter(Path(settings.start), KEY_MAPS), 1.0), Weighted(learned, 1.0)]).adapter
+            start = read_adapter(Path(settings.start), KEY_MAPS)
+            learned = merge([Weighted(replace(start, text_encoders={}), 1.0), Weighted(learned, 1.0)]).adapter
+            # What the start trains of the text encoders is not learned on; it goes along as it is.
+            learned = replace(learned, text_encoders=start.text_encoders)
         import hashlib
 
         return learned.with_provenance(
