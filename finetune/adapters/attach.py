@@ -175,21 +175,32 @@ def bake(model: nn.Module, chosen: Mapping[str, float] | None = None) -> int:
         if type(base).__name__ in QUANTISED_LAYERS or not base.weight.dtype.is_floating_point or base.weight.dtype.itemsize < 2:
             raise AdapterError(f"{module} is quantised: baking into it would lose the adapter in the rounding",
                                fix="load the base in bf16 or fp32, bake, and quantise the result")
-        if not torch.isfinite(_baked_weight(layer, wanted)).all():
-            raise AdapterError(f"{module}: base and adapter together are not finite in {base.weight.dtype}")
+        baked_weight(module, layer, wanted)
     with torch.no_grad():
-        for _, layer in layers:
-            layer.get_base_layer().weight.copy_(_baked_weight(layer, wanted))
+        for module, layer in layers:
+            weight = layer.get_base_layer().weight
+            baked = baked_weight(module, layer, wanted)
+            if weight.device.type == "cpu" and not weight.is_pinned():
+                # New memory: the old may be pages of a mapped file, which are let go after use and come back as the file has them.
+                weight.data = baked
+            else:
+                weight.copy_(baked)
     detach(model)
     return len(layers)
 
 
-def _baked_weight(layer: Any, wanted: Mapping[str, float]) -> Tensor:
-    """The layer's weight with the wanted adapters in it, in the weight's own dtype."""
+def baked_weight(module: str, layer: Any, wanted: Mapping[str, float]) -> Tensor:
+    """The weight of a layer with the wanted adapters (name -> strength) in it, in the weight's own dtype. AdapterError when it
+    is not finite."""
+    import torch
+
     weight = layer.get_base_layer().weight.detach()
     result = weight.float()
     for name, wanted_strength in wanted.items():
         if name in names_in(layer) and wanted_strength != 0:
             parts = {suffix: parameter.detach() for suffix, parameter in held(layer, name).items()}
             result = result + weight_change(parts, weight, wanted_strength * unit_scale(layer, name))
-    return result.to(weight.dtype)
+    result = result.to(weight.dtype)
+    if not torch.isfinite(result).all():
+        raise AdapterError(f"{module}: base and adapter together are not finite in {weight.dtype}")
+    return result

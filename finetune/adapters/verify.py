@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
-from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights
+from finetune.adapters.attach import attach, baked_weight, bypassed, detach, set_weights, weights
 from finetune.adapters.forms import OFT
 from finetune.adapters.layers import adapter_layers, form_in
+from finetune.adapters.lent_weights import lent_weights
 from finetune.adapters.lora import adapter_names
 from finetune.errors import VerifyError
 from finetune.randomness import generator
@@ -79,7 +80,7 @@ def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Mod
     placed = attach(fresh_model, adapter, NAME)
     try:
         change = _check_strengths(fresh_model, run, base, where)
-        bake_error = _bake_error(fresh_model, run, where)
+        bake_error = _bake_error(fresh_model, run, where, seen)
     finally:
         if adapter_names(fresh_model):
             detach(fresh_model, NAME)
@@ -149,50 +150,45 @@ def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base:
     return change
 
 
-def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str) -> float | None:
-    """Relative output difference of baking against attaching; the base weights are put back from copies. Takes the
-    adapter off. None for a quantised base, which is never baked into."""
-    layers = [layer.get_base_layer() for _, layer in adapter_layers(model)]
-    if not all(layer.weight.dtype.is_floating_point and layer.weight.dtype.itemsize >= 2 for layer in layers):
+def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str, seen: Callable[[Tensor], None]) -> float | None:
+    """Relative output difference of baking against attaching; each layer is baked for the time of its own product, so that
+    nothing of the base is copied or written to. None for a quantised base, which is never baked into."""
+    layers = adapter_layers(model)
+    bases = [layer.get_base_layer() for _, layer in layers]
+    if not all(base.weight.dtype.is_floating_point and base.weight.dtype.itemsize >= 2 for base in bases):
         return None
-    dtype, attached = _dtype_of(model), _output(run, model)
-    copies = [layer.weight.detach().clone() for layer in layers]
-    try:
-        bake(model)
+    dtype, attached, wanted = _dtype_of(model), _output(run, model), weights(model)
+
+    def baked(number: int) -> Tensor:
+        result = baked_weight(*layers[number], wanted)
+        seen(bases[number].weight.detach())
+        return result
+
+    with bypassed(model), lent_weights(bases, baked):
         error = _relative(_output(run, model) - attached, attached)
-    finally:
-        _put_back(layers, copies)
     allowed = BAKE_TOLERANCE[dtype]
-    if error > allowed and dtype in ROUNDING:
+    if not error <= allowed and dtype in ROUNDING:
         # The neighbour is three and a half times as far as rounding goes on average; the factor is for models that blow it up unevenly.
-        allowed = max(allowed, 1.5 * _rounding_error(model, run, layers, copies, ROUNDING[dtype]))
-    if error > allowed:
+        allowed = max(allowed, 1.5 * _rounding_error(model, run, bases, ROUNDING[dtype]))
+    if not error <= allowed:
         raise VerifyError(f"baked and attached differ by {error:.1e} (allowed for {dtype}: {allowed:.0e})", where=where)
     return error
 
 
-def _put_back(layers: list[nn.Module], copies: list[Tensor]) -> None:
+def _rounding_error(model: nn.Module, run: Callable[[nn.Module], Tensor], bases: list[nn.Module], rounding: float) -> float:
+    """How far the base's output moves when every weight of these layers moves to its neighbour in the format, up or down: what a
+    deep model makes of rounding alone."""
     import torch
 
-    with torch.no_grad():
-        for layer, copy in zip(layers, copies, strict=True):
-            layer.weight.copy_(copy)
+    def neighbour(number: int) -> Tensor:
+        weight = bases[number].weight.data
+        up = torch.rand(weight.shape, generator=generator(0, "rounding of weights", index=number)) < 0.5
+        return (weight.float() * torch.where(up, 1 + rounding, 1 - rounding).to(weight.device)).to(weight.dtype)
 
-
-def _rounding_error(model: nn.Module, run: Callable[[nn.Module], Tensor], layers: list[nn.Module], copies: list[Tensor], rounding: float) -> float:
-    """How far the output moves when every weight of these layers moves to its neighbour in the format, up or down: what a deep
-    model makes of rounding alone. The weights are put back."""
-    import torch
-
-    exact = _output(run, model)
-    try:
-        for number, (layer, copy) in enumerate(zip(layers, copies, strict=True)):
-            up = torch.rand(copy.shape, generator=generator(0, "rounding of weights", index=number)) < 0.5
-            with torch.no_grad():
-                layer.weight.copy_(copy.float() * torch.where(up, 1 + rounding, 1 - rounding).to(copy.device))
-        return _relative(_output(run, model) - exact, exact)
-    finally:
-        _put_back(layers, copies)
+    with bypassed(model):
+        exact = _output(run, model)
+        with lent_weights(bases, neighbour):
+            return _relative(_output(run, model) - exact, exact)
 
 
 def fingerprints(model: nn.Module, seen: Callable[[Tensor], None] = lambda tensor: None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_tools.progress import Progress
+from finetune.adapters.attach import bake
 from finetune.adapters.lora import inject_lora, lora_parameters
 from finetune.families.base_models import locate_base
 from finetune.families.loading import compute_dtype, iterate_tensors, weight_files
@@ -212,3 +213,30 @@ def test_files_of_a_base_are_left_as_they_are(half_base):
         step(half_base, hold)
     assert {path: path.read_bytes() for path in before} == before
     assert json.loads((base.folder / "model_index.json").read_text())
+
+
+@pytest.mark.parametrize("hold", ["streamed", "fp32"])
+def test_a_base_that_is_baked_into_stays_baked_after_its_pages_were_let_go(wide_base, hold, tmp_path):
+    model = load_held(wide_base, Hold(hold, torch.float32, ""), CPU, tmp_path, Progress()).transformer.eval()
+    pipeline = wide_base.family.load(wide_base.folder, frozenset({"text", "vae"}), torch.float32)
+    pipeline.transformer = model
+    conditionings = wide_base.family.encode_prompts(pipeline, ["a cat"])
+    noisy = torch.randn(1, *wide_base.family.latent_shape(pipeline, 32, 32), generator=torch.Generator().manual_seed(0))
+    level = NoiseLevel(sigma=torch.tensor([0.5]), timestep=torch.tensor([500.0]))
+
+    def predict():
+        with torch.no_grad():
+            return wide_base.family.predict(model, noisy, level, conditionings, [PictureGeometry((32, 32), (32, 32))])
+
+    base = predict()
+    inject_lora(model, wide_base.family.facts.targets["attention"], 4, seed=0)
+    with torch.no_grad():
+        for name, parameter in lora_parameters(model):
+            if ".lora_B." in name:
+                parameter.fill_(0.5)
+    attached = predict()
+    bake(model)
+    assert (attached - base).norm() > 0.1 * base.norm()
+    # The weights are rounded to the base's own format, which moves the output a little; that of the bare base is far away.
+    for _ in range(3):
+        assert (predict() - attached).norm() < 0.1 * (attached - base).norm()
