@@ -24,6 +24,7 @@ def plan(
     target: Target,
     base: Base = None, recipe: RecipeName = None, trigger: Trigger = None, changes: Changes = None,
     fit: Annotated[str | None, typer.Option("--fit", metavar="SIZE", help="Choose settings that fit into this much memory, for example 12GB.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, max=4096, help="Divide the base between so many, as `accelerate launch --config_file recipes/accelerate/fsdp.yaml` does; memory is then that of each. (Without that file each has the whole base, as one has.)")] = 1,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Memory, time and disk of a run, before it starts."""
@@ -34,7 +35,7 @@ def plan(
 
     from finetune.training.plan import plan as make_plan
 
-    made = make_plan(wanted.recipe, fit=fit, progress=progress)
+    made = make_plan(wanted.recipe, fit=fit, processes=processes, progress=progress)
     emit(made.as_json(), _lines(made), json=json)
 
 

@@ -27,6 +27,7 @@ from finetune.training.placement import Hold, choose_hold, held_linears, memory_
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.precision import choose_base_dtype, choose_precision
 from finetune.training.regularisation import requests_of
+from finetune.training.sharding import Sharding, check_divisible, divided_bytes, proof_hold
 from finetune.training.training_set import resolutions_of
 
 # Bytes of optimizer state for one trainable number.
@@ -96,6 +97,7 @@ class Ground:
 
     pixels: of all pictures, each at every size that it is trained at.  usual_share: pixels of the mean use of a picture, as a
     share of those of the largest size.  to_draw: regularisation pictures that the base draws before training.
+    sharding: how the base is divided between processes; the plan is then of one of them.
     """
 
     recipe: Recipe
@@ -110,9 +112,15 @@ class Ground:
     model: torch.nn.Module
     config: dict[str, Any]
     held_out: int = 0
+    sharding: Sharding | None = None
     costs: dict[tuple[int, bool, bool], plan_model.StepCost] = field(default_factory=dict)
     speed: Speed | None = None
     expansions: dict[str, float] = field(default_factory=dict)
+
+    def weight_bytes(self, hold: Hold) -> float:
+        """Of all weights of the base in one process."""
+        compute_bytes = float(torch.finfo(hold.compute).bits // 8)
+        return plan_model.weight_bytes(self.model, self.base.family.facts, hold.name, compute_bytes, self.surroundings.file_bytes, stay_in_file=self.device.type == "cpu")
 
     def step_seconds(self, cost: plan_model.StepCost, hold: Hold, batch: int, checkpointed: int) -> float:
         """Of one forward and backward pass. The machine is probed once, and once more for each way to hold the weights."""
@@ -147,7 +155,7 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
-def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None) -> Ground:
+def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None, sharding: Sharding | None = None) -> Ground:
     """Read configurations, picture sizes and the libraries' own size. training_set: where it is known already."""
     from finetune.families.base_models import locate_base
 
@@ -169,7 +177,7 @@ def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None =
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = plan_model.build_on_meta(config["_class_name"], config)
     held_out = len(training_set.held_out) if training_set is not None else 0
-    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out)
+    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out, sharding)
 
 
 def _usual_share(training_set: Any) -> float:
@@ -192,7 +200,9 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     if recipe.adapter.text_encoders:
         trainable += sum(recipe.adapter.rank * sum(shape) for shape in around.live_layers)
     optimizer = choose_optimizer(recipe.training.optimizer, device).name
-    weights = plan_model.weight_bytes(ground.model, facts, hold.name, compute_bytes, around.file_bytes, stay_in_file=device.type == "cpu")
+    whole, shared = ground.weight_bytes(hold), ground.sharding
+    weights = whole if shared is None else divided_bytes(ground.model, shared, compute_bytes)
+    proof_as = hold if shared is None else proof_hold(hold)
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
@@ -206,12 +216,14 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
-    phases["proof"] = sum(parts[name] for name in ("libraries", "weights", "autoencoder", "encodings")) + adapters + plan_phases.proof_bytes(
-        ground.model, facts, hold, recipe, around)
+    phases["proof"] = sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
+        ground.model, facts, proof_as, recipe, around)
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
     seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
     notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
+    if shared is not None:
+        notes.append(plan_extras.divided_note(shared, whole))
     notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
     if recipe.adapter.text_encoders:
         notes.append("the trained text encoders stay in memory beside the transformer, and captions pass through them at every step (time not counted)")
@@ -269,14 +281,18 @@ def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
     return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
 
 
-def plan(recipe: Recipe, *, fit: str | int | None = None, progress: Progress | None = None) -> Plan:
+def plan(recipe: Recipe, *, fit: str | int | None = None, processes: int = 1, progress: Progress | None = None) -> Plan:
     """What this recipe needs on this machine. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
+    processes: between which the base is divided, as recipes/accelerate/fsdp.yaml does it; memory is then that of one.
 
     Raises BaseModelError, DataError, AdapterError and BadInput as training would.
     """
     from finetune.training.plan_fit import fitted
 
-    ground = survey(recipe, progress=progress)
+    sharding = Sharding(processes, reshard_after_forward=True, offload=False) if processes > 1 else None
+    ground = survey(recipe, progress=progress, sharding=sharding)
+    if sharding is not None:
+        check_divisible(resolved_hold(recipe, ground.device))
     if fit is not None:
         return fitted(ground, recipe, size_in_bytes(fit) if isinstance(fit, str) else fit)
     return fewest_checkpoints(ground, recipe, resolved_hold(recipe, ground.device), available_bytes(ground.device))

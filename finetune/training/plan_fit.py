@@ -35,7 +35,8 @@ def _smaller_batches(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def fitted(ground: Ground, recipe: Recipe, budget: int) -> Plan:
-    """The first of these that fits: as it is; more checkpointed blocks; smaller batches; smaller weights; 8-bit moments.
+    """The first of these that fits: as it is; more checkpointed blocks; smaller batches; smaller weights (not where they are
+    divided between processes); 8-bit moments.
 
     When nothing fits, the smallest plan, whose `fits` is False.
     """
@@ -60,7 +61,7 @@ def fitted(ground: Ground, recipe: Recipe, budget: int) -> Plan:
         current = took(made, "training.batch_size", smaller.training.batch_size,
                        f"accumulation {smaller.training.accumulation}: the same step in smaller pieces, a little slower")
         recipe = smaller
-    for name, costs in SMALLER_HOLDS if recipe.base.hold == "auto" else ():
+    for name, costs in SMALLER_HOLDS if recipe.base.hold == "auto" and ground.sharding is None else ():
         if current.fits:
             break
         made = fewest_checkpoints(ground, recipe, Hold(name, hold.compute, costs), budget)

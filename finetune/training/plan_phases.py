@@ -125,13 +125,12 @@ def _library_bytes() -> int:
 
 
 def proof_bytes(model: torch.nn.Module, facts: Any, hold: Hold, recipe: Recipe, around: Surroundings) -> float:
-    """Baking for the proof keeps a copy of every layer that carries the adapter, and where the weights are the file's own pages
-    they become the process's as well; quantised bases are not baked."""
+    """Baking for the proof makes one layer's weight at a time: the base's, the change and their sum in float32, and the result in the
+    format of the base; quantised bases are not baked."""
     from finetune.adapters.lora import match_targets, weight_shapes
 
     if hold.name in QUANTISED:
         return 0.0
     size = around.file_bytes if hold.storage is None else float(torch.finfo(hold.storage).bits // 8)
-    copies = 2.0 if hold.storage is None else 1.0
     shapes = weight_shapes(model)
-    return sum(torch.Size(shapes[name]).numel() for name in match_targets(model, resolve_targets(facts, recipe.adapter.targets))) * size * copies
+    return max(torch.Size(shapes[name]).numel() for name in match_targets(model, resolve_targets(facts, recipe.adapter.targets))) * (3 * 4 + size)

@@ -23,12 +23,8 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     """The run with its final hold and number of checkpointed blocks; the plan is written to plan.json and said with reasons."""
     recipe, device = prepared.recipe, prepared.accelerator.device
     budget = _budget(prepared)
-    ground = survey(recipe, prepared.training_set)
+    ground = survey(recipe, prepared.training_set, sharding=prepared.sharding)
     made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
-    if prepared.sharding is not None:
-        # The plan counts a whole base; this process keeps a piece of it.
-        budget += made.memory_bytes["weights"] * (prepared.sharding.processes - 1) // prepared.sharding.processes
-        made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
     earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
     if earlier not in (None, prepared.hold.name):
         # A resumed run keeps what it began with: other weights would give another adapter.

@@ -91,6 +91,17 @@ def shard_units(model: nn.Module) -> list[nn.Module]:
     return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
+def divided_bytes(model: nn.Module, sharding: Sharding, bytes_per_number: float) -> float:
+    """What one process keeps of the base `model` (which may be on the meta device), and what it puts together at a time: what
+    lies outside the blocks, and the largest block with the next one that is fetched meanwhile; all blocks, where they stay
+    together until the backward pass."""
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in shard_units(model)]
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    together = 2 * max(blocks, default=0) if sharding.reshard_after_forward else sum(blocks)
+    kept = 0 if sharding.offload else whole / sharding.processes
+    return bytes_per_number * (kept + whole - sum(blocks) + min(together, sum(blocks)))
+
+
 def shard_base(model: nn.Module, sharding: Sharding, device: torch.device) -> int:
     """Divide every parameter of the base of `model`, in place; an adapter's stay whole, on `device`. Returns how many numbers of the
     base this process keeps.

@@ -20,6 +20,7 @@ from finetune.training.plan_model import StepCost, Traced, adapter_parameters, b
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.plan_tracing import trace
 from finetune.training.placement import Hold
+from finetune.training.sharding import Sharding
 from tests.training.small_job import small_recipe
 
 META = torch.device("meta")
@@ -174,6 +175,30 @@ def test_fit_changes_as_little_as_needed_and_says_what_each_saving_costs(ground)
     assert [saving.setting for saving in nothing.savings][:2] == ["training.checkpointed_blocks", "training.batch_size"]
     assert all(saving.saves_bytes > 0 and saving.costs for saving in nothing.savings)
     assert nothing.settings["batch_size"] * nothing.settings["accumulation"] == 8
+
+
+def test_a_base_that_is_divided_between_processes_is_counted_by_what_each_of_them_holds(ground):
+    surveyed, recipe = ground
+    hold, model = resolved_hold(recipe, surveyed.device), surveyed.model
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    at_once = whole - sum(blocks) + min(2 * max(blocks), sum(blocks))
+    alone = estimate(surveyed, recipe, hold, 0, 1 << 40)
+    for processes in (2, 8):
+        divided = estimate(replace(surveyed, sharding=Sharding(processes, True, False)), recipe, hold, 0, 1 << 40)
+        assert divided.memory_bytes["weights"] == pytest.approx(4 * (whole / processes + at_once), abs=1)
+        changed = {name for name, size in divided.memory_bytes.items() if size != alone.memory_bytes[name]}
+        assert {"weights"} <= changed <= {"weights", "peak"}
+        assert any(f"each of {processes} processes" in note for note in divided.notes) and len(divided.notes) == len(alone.notes) + 1
+    kept = estimate(replace(surveyed, sharding=Sharding(8, False, False)), recipe, hold, 0, 1 << 40)
+    assert kept.memory_bytes["weights"] == pytest.approx(4 * (whole / 8 + whole), abs=1)
+    smallest = fitted(replace(surveyed, sharding=Sharding(2, True, False)), recipe, 1)
+    assert not smallest.fits and "base.hold" not in {saving.setting for saving in smallest.savings}
+
+
+def test_the_plan_refuses_to_divide_what_training_refuses_to_divide(tiny_base, pictures):
+    with pytest.raises(BadInput, match="cannot be divided"):
+        plan(small_recipe(tiny_base, pictures, base__hold="nf4"), processes=2)
 
 
 @pytest.mark.parametrize("text, size", [("12GB", 12 << 30), ("512 MiB", 512 << 20), ("1.5gb", 3 << 29), ("1000", 1000)])
