@@ -12,22 +12,27 @@ def fills(size: Size, resolution: int, multiple: int) -> bool:
     return any(bucket.height <= size[0] and bucket.width <= size[1] for bucket in candidates(resolution, multiple))
 
 
-def place_at_each(sizes: Sequence[Size], resolutions: Sequence[int], *, multiple: int, most: int, upscale: bool = False, fit: str = "crop") -> list[list[Placement]]:
+def place_at_each(sizes: Sequence[Size], resolutions: Sequence[int], *, multiple: int, most: int, upscale: bool = False, fit: str = "crop",
+                  others: Sequence[Size] = ()) -> list[list[Placement]]:
     """For each picture its placements, the largest resolution first; at least one, and no bucket twice.
 
-    sizes: (height, width) in pixels.  most: buckets at each resolution.  With one resolution this is `choose_buckets` and
+    sizes: (height, width) in pixels.  most: buckets at each resolution.  others: pictures that go into the buckets of `sizes`
+    without a say in which there are; their placements come after.  With one resolution this is `choose_buckets` and
     `assign`. With several, the smallest takes every picture, and a larger one those that fill it without being enlarged
     (all of them with `upscale`): a picture that is enlarged teaches the model blur.
     """
-    placed: list[list[Placement]] = [[] for _ in sizes]
+    everyone = [*sizes, *others]
+    placed: list[list[Placement]] = [[] for _ in everyone]
     for resolution in sorted(set(resolutions), reverse=True):
         takes_all = upscale or resolution == min(resolutions)
-        inside = [number for number, size in enumerate(sizes) if takes_all or fills(size, resolution, multiple)]
-        if not inside:
+        inside = [number for number, size in enumerate(everyone) if takes_all or fills(size, resolution, multiple)]
+        deciding = [number for number in inside if number < len(sizes)]
+        if not deciding:
             continue
-        buckets = choose_buckets([sizes[number] for number in inside], resolution=resolution, multiple=multiple, most=most, upscale=upscale)
+        buckets = choose_buckets([sizes[number] for number in deciding], resolution=resolution, multiple=multiple, most=most, upscale=upscale)
+        used = sorted({assign(sizes[number], buckets, upscale=upscale, fit=fit).bucket for number in deciding})
         for number in inside:
-            placement = assign(sizes[number], buckets, upscale=upscale, fit=fit)
+            placement = assign(everyone[number], buckets if number < len(sizes) else used, upscale=upscale, fit=fit)
             has_border = placement.padded and fit == "crop"
             if (takes_all or not has_border) and all(placement.bucket != other.bucket for other in placed[number]):
                 placed[number].append(placement)

@@ -48,7 +48,7 @@ RULES = (
     Rule("adapter.text_encoders", ("adapter",), lambda adapter: adapter.text_encoders and (adapter.kind not in ("lora", "rslora") or adapter.thinking_tokens > 0),
          "goes with the kinds lora and rslora and without thinking tokens", "set it to false, or change adapter.kind and adapter.thinking_tokens"),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
-         "is longer than the whole training", "make it smaller than training.steps"),
+         "is longer than the whole training", "lower it, or raise training.steps"),
     Rule("validation.folder", ("validation",), lambda validation: validation.folder is not None and validation.share > 0,
          "and `validation.share` exclude each other", "hold out a folder, or a share of data.folder"),
     Rule("samples.height", ("samples",), lambda samples: (samples.height is None) != (samples.width is None),

@@ -69,7 +69,7 @@ class DataSettings(Section):
     regularisation_prompt: Name | None = setting(None, "In place of a folder of regularisation pictures: what the untouched base draws for them before training, into the run folder.")
     regularisation_count: int = setting(100, "How many pictures are drawn from the regularisation prompt.", "pictures", ge=1, le=100_000)
     regularisation_weight: float = setting(1.0, "Factor on the loss of regularisation pictures, elsewhere called prior loss weight.", "", ge=0, le=100)
-    masked_loss: bool = setting(False, "Whether the masks beside pictures (a_mask.png, a-masklabel.png, masks/a.png) say where a picture is learned: white fully, black not. Pictures without a mask count everywhere.")
+    masked_loss: bool = setting(False, "Whether the masks beside pictures (a_mask.png, a-masklabel.png, masks/a.png) say where a picture is learned: white fully, black not. A latent stands for a square of pixels (8x8 for most bases) and counts by the darkest of them. Pictures without a mask count everywhere.")
     unmasked_weight: float = setting(0.0, "With masked_loss: the least weight of a place that its mask leaves out; 1 makes the masks count for nothing.", "share", ge=0, le=1)
     trigger: Name | None = setting(None, "Word or phrase put in front of every caption; it is never shuffled or dropped with single parts.")
     missing_caption: Literal["error", "empty", "trigger", "file_name"] = setting(

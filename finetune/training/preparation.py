@@ -141,13 +141,14 @@ def _data_summary(training_set: TrainingSet, recipe: Recipe) -> dict[str, Any]:
         "sizes": [{"size": size, "own": own, "regularisation": others} for size, (own, others) in training_set.sizes().items()],
         "masks": training_set.masked(),
         "regularisation": list(dict.fromkeys(str(picture.record.path) for picture in training_set.pictures if picture.regularisation)),
-        "held_out": [str(picture.record.path) for picture in training_set.held_out],
+        "held_out": [str(path) for path in training_set.held_out_paths()],
         "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
         "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.own()),
     }
 
 
 def _say_what_was_found(training_set: TrainingSet, recipe: Recipe, progress: Progress) -> None:
+    """For whoever waits: pictures, folders, masks, what is held out or left out, and settings that change nothing."""
     own, sizes = len(training_set.own()), training_set.sizes()
     progress.say(f"{own} pictures ({training_set.layout}), in buckets " + ", ".join(f"{size}: {sum(counts)}" for size, counts in sizes.items()))
     if len(training_set.folders) > 1:
@@ -157,9 +158,11 @@ def _say_what_was_found(training_set: TrainingSet, recipe: Recipe, progress: Pro
     if recipe.data.masked_loss:
         masked = training_set.masked()
         progress.say(f"{masked} of {own} pictures have a mask; {'the others count everywhere' if masked else 'masked_loss changes nothing'}")
+    elif recipe.data.unmasked_weight:
+        progress.say("unmasked_weight changes nothing: masked_loss is not set")
     if training_set.held_out:
-        names = ", ".join(picture.record.path.name for picture in training_set.held_out)
-        progress.say(f"{len(training_set.held_out)} pictures are held out and not trained: {names}")
+        held_out = training_set.held_out_paths()
+        progress.say(f"{len(held_out)} pictures are held out and not trained: {', '.join(path.name for path in held_out)}")
     for warning in training_set.warnings:
         progress.say(f"warning: {warning}")
     for left in training_set.left_out:

@@ -210,7 +210,7 @@ def _finish(prepared: Prepared, trained: _Trained, began: float, progress: Progr
     seconds = time.monotonic() - began
     result = TrainingResult(run.path, run.adapter, trained.steps, trained.resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
                             run.sheet, prepared.training_set.left_out, prepared.reasons, proof.before, proof.after, exported, state.ended,
-                            tuple(picture.record.path for picture in prepared.training_set.held_out))
+                            tuple(prepared.training_set.held_out_paths()))
     run.write_json(run.result, {
         "steps": result.steps, "exported_step": exported, "ended": state.ended, "resumed_from": trained.resumed_from, "seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes,
         "verified": asdict(proof.verified), "reasons": prepared.reasons,

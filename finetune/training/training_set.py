@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.buckets import Placement, assign
+from data_tools.buckets import Placement
 from data_tools.images import read_bytes
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord
@@ -48,8 +48,8 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is trained: own pictures first, then regularisation pictures; and what is held out. `data_hash` changes with any
-    picture, fit, caption, weight or mask.  folders: where the trained pictures are from, as plain values."""
+    """What is trained: own pictures first, then regularisation pictures; and what is held out, at the sizes that are trained.
+    `data_hash` changes with any picture, fit, caption, weight or mask.  folders: where the trained pictures are from, as plain values."""
 
     pictures: tuple[TrainingPicture, ...]
     captions: CaptionChoice
@@ -74,6 +74,10 @@ class TrainingSet:
             if not picture.regularisation:
                 first.setdefault(picture.record.path, picture)
         return list(first.values())
+
+    def held_out_paths(self) -> list[Path]:
+        """Each held-out picture once, however many sizes it is looked at in."""
+        return list(dict.fromkeys(picture.record.path for picture in self.held_out))
 
     def masked(self) -> int:
         """How many pictures have a mask that weighs their loss."""
@@ -129,9 +133,14 @@ def _views(found: SourcePicture, placements: Sequence[Placement], masked: bool) 
     return [TrainingPicture(found.record, placement, found.repeats, found.weight, found.regularisation, mask_hash) for placement in placements]
 
 
+def _mask_described(picture: TrainingPicture) -> list[str] | None:
+    """With what is made of it: runs begun when masks were averaged down had other data."""
+    return [picture.mask_hash, "least of each place"] if picture.mask_hash else None
+
+
 def _described(picture: TrainingPicture, variants: Sequence[str]) -> list[Any]:
     """What of a picture shapes the adapter. What is as usual is not mentioned: runs of earlier versions keep their hash."""
-    unusual = [picture.weight, picture.regularisation, picture.mask_hash]
+    unusual = [picture.weight, picture.regularisation, _mask_described(picture)]
     always = [picture.record.content_hash, picture.repeats, asdict(picture.placement), list(variants)]
     return always if unusual == [1.0, False, None] else always + unusual
 
@@ -144,24 +153,26 @@ def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, d
     data, found = recipe.data, find_pictures(recipe, drawn, progress)
     trained, held_out = _held_out(found, recipe, progress)
     captions = _all_captions(trained, recipe)
-    placed = place_at_each([picture.record.size for picture in trained], resolutions_of(recipe, facts), multiple=facts.size_multiple,
-                           most=data.buckets, upscale=data.upscale, fit=data.fit)
+    placed = place_at_each([picture.record.size for picture in trained], resolutions_of(recipe, facts), multiple=facts.size_multiple, most=data.buckets,
+                           upscale=data.upscale, fit=data.fit, others=[picture.record.size for picture in held_out])
     untriggered = {number for number, picture in enumerate(trained) if picture.regularisation}
     choice = caption_choice(captions, trigger=data.trigger, untriggered=untriggered, shuffle=data.caption_shuffle, kept_parts=data.keep_tokens,
                             dropout=data.caption_dropout, seed=recipe.training.seed)
     pictures, variants = [], []
-    for picture, placements, own in zip(trained, placed, choice.variants, strict=True):
+    for picture, placements, own in zip(trained, placed[:len(trained)], choice.variants, strict=True):
         views = _views(picture, placements, data.masked_loss)
         pictures += views
         variants += [own] * len(views)
     described = [_described(picture, own) for picture, own in zip(pictures, variants, strict=True)]
-    buckets = sorted({picture.placement.bucket for picture in pictures})
-    watched = [view for picture in held_out for view in _views(picture, [assign(picture.record.size, buckets, upscale=data.upscale, fit=data.fit)], data.masked_loss)]
-    watched_captions = tuple(with_trigger(own[0], data.trigger) for own in _all_captions(held_out, recipe))
-    described_too = [[picture.record.content_hash, asdict(picture.placement), caption, *([picture.mask_hash] if picture.mask_hash else [])]
+    watched, watched_captions = [], []
+    for picture, placements, own in zip(held_out, placed[len(trained):], _all_captions(held_out, recipe), strict=True):
+        views = _views(picture, placements, data.masked_loss)
+        watched += views
+        watched_captions += [with_trigger(own[0], data.trigger)] * len(views)
+    described_too = [[picture.record.content_hash, asdict(picture.placement), caption, *([_mask_described(picture)] if picture.mask_hash else [])]
                      for picture, caption in zip(watched, watched_captions, strict=True)]
     return TrainingSet(tuple(pictures), replace(choice, variants=tuple(variants)), tuple(found.left_out), found.layout, tuple(found.warnings),
-                       key_of("data", data.background, described, *([described_too] if watched else [])), tuple(folder_rows(trained)), tuple(watched), watched_captions)
+                       key_of("data", data.background, described, *([described_too] if watched else [])), tuple(folder_rows(trained)), tuple(watched), tuple(watched_captions))
 
 
 def _held_out(found: FoundPictures, recipe: Recipe, progress: Progress) -> tuple[list[SourcePicture], list[SourcePicture]]:

@@ -12,9 +12,10 @@ from data_tools.progress import Progress
 from finetune.errors import BadInput
 from finetune.families.base_models import locate_base
 from finetune.objectives import LossWeighting
-from finetune.randomness import generator
+from finetune.randomness import generator, stable_seed
 from finetune.training.encode import encode_everything
 from finetune.training.encoding_cache import EncodingCache
+from finetune.training.held_out_loss import fixed_positions
 from finetune.training.masks import place_weights
 from finetune.training.run import train
 from finetune.training.training_set import build_training_set
@@ -28,11 +29,14 @@ def own_scan_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
 
 
-def masked_pictures(folder, count):
-    write_pictures(folder, count)
+def masked_pictures(folder, count, first=0):
+    """Pictures number `first` and later, `count` of them, the first with a mask."""
+    write_pictures(folder, first + count)
+    for path in [path for number in range(first) for path in folder.glob(f"picture{number}.*")]:
+        path.unlink()
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).ellipse((10, 10, 40, 40), fill=255)
-    mask.save(folder / "picture0_mask.png")
+    mask.save(folder / f"picture{first}_mask.png")
     return folder
 
 
@@ -42,9 +46,11 @@ def extras(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("extras")
     masked_pictures(folder / "main", 3)
     write_pictures(folder / "more", 1)
+    masked_pictures(folder / "held out", 4, first=3)
     return small_recipe(
         tiny_base, folder / "main", data__also=[{"folder": str(folder / "more"), "repeats": 2, "weight": 0.5}], data__resolution=[32, 64],
         data__masked_loss=True, data__unmasked_weight=0.05, data__regularisation_prompt="a disc", data__regularisation_count=3, data__regularisation_weight=0.7,
+        validation__folder=str(folder / "held out"), validation__every=2, validation__levels=3, training__ema_decay=0.5,
         objective__noise_offset=0.1, training__steps=6, training__checkpoint_every=2, training__keep_checkpoints=9, samples__every=3)
 
 
@@ -66,12 +72,14 @@ def test_a_run_that_was_killed_ends_bit_identical(extras, unbroken, encodings_fo
     result = train(extras, run, resume=True, cache_folder=encodings_folder)
     assert result.resumed_from == (4 if checkpoints else None)
     assert (run / ADAPTER).read_bytes() == (unbroken / ADAPTER).read_bytes()
+    assert (run / "validation.jsonl").read_bytes() == (unbroken / "validation.jsonl").read_bytes()
     assert [(path.name, path.read_bytes()) for path in sorted((run / "regularisation").iterdir())] == [(path.name, path.read_bytes()) for path in sorted((unbroken / "regularisation").iterdir())]
 
 
 def test_the_run_says_what_was_trained_and_what_was_only_kept(unbroken):
     data = json.loads((unbroken / "data.json").read_text())
     assert data["pictures"] == 4 and data["masks"] == 1
+    assert [Path(path).name for path in data["held_out"]] == [f"picture{number}.png" for number in range(3, 7)]
     assert [Path(path).name for path in data["regularisation"]] == ["00000.png", "00001.png", "00002.png"]
     assert [(row["pictures"], row["seen"], row["weight"], row["regularisation"]) for row in data["folders"]] == [(3, 3, 1.0, False), (1, 2, 0.5, False), (3, 3, 0.7, True)]
     assert {"64x64", "32x32"} <= {row["size"] for row in data["sizes"]}
@@ -100,6 +108,36 @@ def loss_by_hand(recipe, cache_folder):
     errors = (predicted - objective.target(latents, noise, level)).square()
     mask = encodings.mask(0)
     return (errors if mask is None else errors * place_weights(mask, recipe.data.unmasked_weight)).mean().item() * training_set.pictures[0].weight
+
+
+@pytest.mark.parametrize("size", [64, [32, 64]])
+def test_the_held_out_loss_counts_where_masks_say_at_every_size_that_is_trained(tiny_base, tmp_path, encodings_folder, size):
+    held_out = masked_pictures(tmp_path / "held out", 1, first=3)
+    recipe = small_recipe(tiny_base, write_pictures(tmp_path / "main", 2), data__resolution=size, data__masked_loss=True, validation__folder=str(held_out), validation__levels=2,
+                          training__steps=1)
+    train(recipe, tmp_path / "run", cache_folder=encodings_folder)
+    first = json.loads((tmp_path / "run" / "validation.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0
+    base, cache = locate_base(recipe.base.model), EncodingCache(encodings_folder)
+    training_set = build_training_set(recipe, base.family.facts, Progress()).with_held_out()
+    watched = [number for number, picture in enumerate(training_set.pictures) if picture.record.path.parent == held_out]
+    assert len(watched) == (1 if size == 64 else 2)
+    encodings = encode_everything(base, training_set, [], recipe.data, cache, torch.device("cpu"), torch.float32, 0, Progress())
+    pipeline = base.family.load(base.folder, frozenset({"transformer"}), torch.float32)
+    objective, seed = base.family.objective(pipeline, None, LossWeighting()), stable_seed(recipe.training.seed, "held-out loss")
+    losses = []
+    for place, number in enumerate(watched):
+        encoded, picture, mask = encodings.latents(number), training_set.pictures[number], encodings.mask(number)
+        assert mask.shape == encoded.mean.shape[-2:] and mask.min() == 0 and mask.max() > 0.9
+        for index in (2 * place, 2 * place + 1):
+            latents = (encoded.mean + encoded.std * torch.randn(encoded.mean.shape, generator=generator(seed, "latent", 0, index)))[None]
+            noise = torch.randn(encoded.mean.shape, generator=generator(seed, "noise", 0, index))[None]
+            level = objective.level(fixed_positions(len(watched), 2, seed)[[index]], latents)
+            caption = encodings.conditioning(training_set.captions.variants[number][0])
+            with torch.no_grad():
+                predicted = base.family.predict(pipeline.transformer, objective.add_noise(latents, noise, level), level, [caption], [picture.geometry])
+            losses.append(((predicted - objective.target(latents, noise, level)).square() * (mask / mask.mean())).mean().item())
+    assert first["held_out_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [

@@ -54,7 +54,7 @@ def encoded(tmp_path, mask, unmasked_weight=0.0):
     return cache, keys
 
 
-def test_a_mask_is_averaged_down_to_the_latent_grid_whatever_its_own_size(tmp_path):
+def test_a_mask_is_brought_down_to_the_latent_grid_whatever_its_own_size(tmp_path):
     mask = Image.new("L", (32, 32))
     mask.paste(255, (0, 0, 16, 32))
     mask.paste(128, (16, 0, 32, 16))
@@ -62,6 +62,26 @@ def test_a_mask_is_averaged_down_to_the_latent_grid_whatever_its_own_size(tmp_pa
     grid = cache.get(keys[0])["mask"]
     assert grid.shape == (8, 8) and keys[1] is None
     assert torch.equal(grid[:, :4], torch.ones(8, 4)) and torch.allclose(grid[:4, 4:], torch.tensor(128 / 255)) and not grid[4:, 4:].any()
+
+
+def test_a_place_that_is_covered_in_part_does_not_count_at_all(tmp_path):
+    """A latent answers for all its pixels at once: what of it counts a little is learned whole."""
+    mask = Image.new("L", (64, 64), 255)
+    mask.paste(0, (0, 0, 64, 6))
+    mask.paste(0, (63, 63, 64, 64))
+    mask.paste(200, (20, 40, 21, 41))
+    cache, keys = encoded(tmp_path, mask)
+    wanted = torch.ones(8, 8)
+    wanted[0], wanted[7, 7], wanted[5, 2] = 0, 0, 200 / 255
+    assert torch.allclose(cache.get(keys[0])["mask"], wanted)
+
+
+def test_a_mask_too_fine_for_the_latents_is_refused_with_their_size(tmp_path):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (3, 0, 13, 64))
+    with pytest.raises(DataError, match="no place of 8x8 pixels.*at 64x64") as refusal:
+        encoded(tmp_path, mask)
+    assert "data.resolution" in refusal.value.fix
 
 
 def test_a_mask_that_leaves_nothing_is_named_unless_what_it_leaves_out_counts_a_little(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from data_tools.progress import Progress
 from finetune.errors import DataError
 from finetune.families.hunyuan_dit import HunyuanDiT
+from finetune.training.preparation import _say_what_was_found
 from finetune.training.training_set import build_training_set
 from tests.training.small_job import small_recipe, write_pictures
 
@@ -111,3 +112,32 @@ def test_the_data_are_the_same_wherever_they_lie(tmp_path):
     here = set_of(main, data__regularisation_folder=str(others))
     there = set_of(tmp_path.with_name("elsewhere") / "main", data__regularisation_folder=str(tmp_path.with_name("elsewhere") / "others"))
     assert here.data_hash == there.data_hash
+
+
+@pytest.mark.parametrize("changes, said", [({}, False), ({"data__unmasked_weight": 0.5}, True), ({"data__unmasked_weight": 0.5, "data__masked_loss": True}, False)])
+def test_a_weight_for_masked_places_is_said_to_change_nothing_where_masks_do_not_count(tmp_path, changes, said):
+    class Listening(Progress):
+        heard = ""
+
+        def say(self, text):
+            self.heard += text
+
+    progress = Listening()
+    recipe = small_recipe("base", write_pictures(tmp_path / "main", 1), **changes)
+    _say_what_was_found(build_training_set(recipe, HunyuanDiT.facts, progress), recipe, progress)
+    assert ("unmasked_weight changes nothing" in progress.heard) == said
+
+
+def test_held_out_pictures_have_the_sizes_that_are_trained_and_are_named_once(tmp_path):
+    main = write_pictures(tmp_path / "main", 2)
+    held_out = write_pictures(tmp_path / "held out", 6)
+    for number in range(3):
+        (held_out / f"picture{number}.png").unlink()
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(held_out / "small.png")
+    (held_out / "small.txt").write_text("small")
+    found = set_of(main, data__resolution=[32, 64], validation__folder=str(held_out))
+    sizes = {path.name: [str(picture.placement.bucket) for picture in found.held_out if picture.record.path == path] for path in found.held_out_paths()}
+    assert sizes["picture3.png"] == ["64x64", "32x32"] and sizes["small.png"] == ["32x32"] and list(sizes) == sorted(sizes)
+    assert len(found.held_out_captions) == len(found.held_out) and set(found.sizes()) >= {str(picture.placement.bucket) for picture in found.held_out}
+    trained_at_one = set_of(main, data__resolution=64, validation__folder=str(held_out))
+    assert len(trained_at_one.held_out) == len(trained_at_one.held_out_paths()) == 4
