@@ -106,14 +106,16 @@ def test_a_signal_finishes_the_step_saves_and_the_resumed_run_ends_bit_identical
     assert [row["loss"] for row in log_of(run)] == [row["loss"] for row in log_of(unbroken[0])]
 
 
-def test_a_signal_while_sample_pictures_are_looked_at_stops_after_the_same_step(tiny_base, pictures, encodings_folder, tmp_path):
+@pytest.mark.parametrize("moment, stopped_at", [("while the base is drawn with", 1), ("while the pictures of step 2 are looked at", 2)])
+def test_a_signal_while_sample_pictures_are_made_stops_with_the_next_step_that_ends(tiny_base, pictures, encodings_folder, tmp_path, moment, stopped_at):
     def watch(step, *_):
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
-    with pytest.raises(Interrupted, match="stopped at step 2 of 12; everything is saved"):
-        train(small_recipe(tiny_base, pictures, samples__every=2), tmp_path / "run", cache_folder=encodings_folder, watch_samples=watch)
-    assert newest_step(tmp_path / "run") == 2
+    how = {"progress": SignallingProgress(1, signal.SIGINT, phase="drawing")} if stopped_at == 1 else {"watch_samples": watch}
+    with pytest.raises(Interrupted, match=f"stopped at step {stopped_at} of 12; everything is saved"):
+        train(small_recipe(tiny_base, pictures, samples__every=2), tmp_path / "run", cache_folder=encodings_folder, **how)
+    assert newest_step(tmp_path / "run") == stopped_at
 
 
 def kill_and_resume(tiny_base, pictures, tmp_path, kills):
