@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.errors import BrushworkError
 from finetune.cli.output import Json, Quiet, emit, progress_for
 from finetune.cli.run_arguments import Base, Changes, RecipeName, Target, Trigger, wanted_recipe
 
@@ -27,25 +28,38 @@ def plan(
     processes: Annotated[int, typer.Option("--processes", min=1, max=4096, help="Divide the base between so many, as `accelerate launch --config_file recipes/accelerate/fsdp.yaml` does; memory is then that of each. (Without that file each has the whole base, as one has.)")] = 1,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
-    """Memory, time and disk of a run, before it starts."""
+    """Memory, time and disk of a run, before it starts. With --fit, what is given with --set stays as it is."""
     wanted = wanted_recipe(target, base, recipe, trigger, changes, needs_pictures=False)
     progress = progress_for(quiet)
     for note in wanted.notes:
         progress.say(note)
 
     from finetune.training.plan import plan as make_plan
+    from finetune.training.plan_fit import changes as changed_settings, refusal
 
-    made = make_plan(wanted.recipe, fit=fit, processes=processes, progress=progress)
-    emit(made.as_json(), _lines(made), json=json)
+    fixed = {change.partition("=")[0].strip() for change in changes or []}
+    made = make_plan(wanted.recipe, fit=fit, fixed=fixed, processes=processes, progress=progress)
+    lines = _lines(made)
+    if made.savings:
+        lines.append("train so with: " + " ".join(f"--set {change}" for change in changed_settings(made)))
+    emit(made.as_json(), lines, json=json)
+    if fit is not None and not made.fits:
+        what, way_out = refusal(made)
+        if json:
+            raise typer.Exit(1)  # the one object that is printed says "fits": false
+        raise BrushworkError(what, where=f"--fit {fit}", fix=way_out)
 
 
 def _lines(made: Plan) -> list[str]:
     width = max(map(len, made.memory_bytes))
     disk = {name: size for name, size in made.disk_bytes.items() if name != "total" and size}
+    settings, sizes = made.settings, [f"{width}x{height}" for height, width in made.settings["sizes"]]
     parts = [f"{name.replace('_', ' ')} {_size(size)}" for name, size in disk.items()]
     lines = [
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
-        f"memory: {_size(made.memory_bytes['peak'])} of {_size(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'}",
+        f"settings: weights {settings['hold']}, {settings['checkpointed_blocks']} of {settings['blocks']} blocks checkpointed, batch {settings['batch_size']} x {settings['accumulation']}, "
+        f"{settings['kind']} of rank {settings['rank']}, {settings['optimizer']}, pictures of {', '.join(sizes[:4])}{f' and {len(sizes) - 4} more sizes' if len(sizes) > 4 else ''}",
+        f"memory: {_size(made.memory_bytes['peak'])} of {_size(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
         *(f"  {name:{width}}  {_size(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
         f"disk: {_size(sum(disk.values()))} ({', '.join(parts)})",

@@ -153,7 +153,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, files: list[range]) -> torch
 
 
 def _quantised_layer(linear: nn.Linear, parts: dict[str, torch.Tensor], hold: Hold, device: torch.device, scratch: Scratch) -> nn.Module:
-    from finetune.training.placement_linear import Int8Linear, nf4_linear
+    from finetune.training.placement_quantised_linear import Int8Linear, nf4_linear
 
     weight = parts.pop("").to(device)
     if hold.name == "int8":

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from data_tools.atomic_files import write_text
 from data_tools.progress import Progress
-from finetune.errors import BadInput
 from finetune.families.example_text import conditioning_bytes
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
@@ -23,9 +19,11 @@ from finetune.training.allocator import heap_settings
 from finetune.training.encoding_cache import MEMORY_BYTES
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import Hold, choose_hold, held_linears, memory_is_short
+from finetune.training.placement import QUANTISED, Hold, choose_hold, held_linears, memory_is_short
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
+from finetune.training.plan_tracing import Trace
 from finetune.training.precision import choose_base_dtype, choose_precision
+from finetune.training.preloading import import_libraries
 from finetune.training.regularisation import requests_of
 from finetune.training.sharding import Sharding, check_divisible, divided_bytes, proof_hold
 from finetune.training.training_set import resolutions_of
@@ -77,20 +75,6 @@ class Plan:
         return {"fits": self.fits} | {key: value for key, value in vars(self).items() if key != "savings"} | {"savings": [vars(saving) for saving in self.savings]}
 
 
-def size_in_bytes(text: str) -> int:
-    """"12GB", "512 MiB", "1.5e9" -> bytes; GB is 2^30, as cards are labelled. Raises BadInput."""
-    units = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
-    body = text.strip().lower().replace("ib", "b")
-    digits = body.rstrip("bkmgt ")
-    try:
-        size = int(float(digits) * units[body[len(digits):].strip()])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise BadInput(f"{text!r} is not an amount of memory", where="--fit", fix="write it like 12GB or 800MB")
-    return size
-
-
 @dataclass
 class Ground:
     """What does not change while settings are tried: base, sizes, traced costs by batch size.
@@ -114,8 +98,18 @@ class Ground:
     held_out: int = 0
     sharding: Sharding | None = None
     costs: dict[tuple[int, bool, bool], plan_model.StepCost] = field(default_factory=dict)
+    traces: dict[tuple[int, bool], Trace] = field(default_factory=dict)
     speed: Speed | None = None
     expansions: dict[str, float] = field(default_factory=dict)
+    quantiser: int | None = None
+
+    def library_bytes(self, hold: Hold, optimizer: str) -> int:
+        """Of a run with this hold and optimizer; the library of quantised numbers is only loaded where it is needed."""
+        if self.device.type != "cpu" or not (hold.name in QUANTISED or optimizer.endswith("8bit")):
+            return self.surroundings.library_bytes
+        if self.quantiser is None:
+            self.quantiser = plan_phases.quantiser_bytes()
+        return self.surroundings.library_bytes + self.quantiser
 
     def weight_bytes(self, hold: Hold) -> float:
         """Of all weights of the base in one process."""
@@ -129,7 +123,9 @@ class Ground:
             tokens = int(batch * max(height * width for height, width in self.sizes) * shape.tokens_per_pixel)
             self.speed = probe_speed(shape, tokens, self.device, hold.compute)
         if hold.name not in self.expansions:
-            self.expansions[hold.name] = probe_expansion(hold, self.device)
+            # The library gives every expanded nf4 weight in memory of its own, which such a run does not keep.
+            fresh = hold.compute.itemsize * self.speed.fresh_seconds if hold.name == "nf4" else 0.0
+            self.expansions[hold.name] = probe_expansion(hold, self.device) + fresh
         held = sum(linear.weight.numel() for linear in held_linears(self.model, self.base.family.facts).values())
         return self.speed.step_seconds(cost, checkpointed, held, self.expansions[hold.name])
 
@@ -142,7 +138,7 @@ class Ground:
             heap = heap_settings(short) if self.device.type == "cpu" else None
             self.costs[batch, checkpointed, short] = plan_model.step_cost(
                 self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest,
-                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap)
+                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap, self.traces)
         return self.costs[batch, checkpointed, short]
 
 
@@ -161,6 +157,7 @@ def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None =
 
     base = locate_base(recipe.base.model, recipe.base.revision, parts=())
     facts = base.family.facts
+    import_libraries(base.folder)
     if training_set is None and recipe.data.folder is not None:
         from finetune.training.training_set import build_training_set
 
@@ -206,14 +203,14 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
-        "libraries": around.library_bytes, "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
+        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
         "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes
-    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4, text_bytes, compute_bytes, encoded)
+    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
@@ -254,19 +251,20 @@ def _disk(ground: Ground, recipe: Recipe, trainable: int, optimizer: str, hold: 
     """Bytes that the run will add to the cache and to its folder."""
     checkpoint = trainable * (4 + 4 + OPTIMIZER_BYTES[optimizer] + 4 * copies_of_weights(recipe, ground.held_out > 0))
     found = {"cache": _encodings_bytes(ground), "checkpoints": checkpoint * recipe.training.keep_checkpoints, "adapter": trainable * 4,
-             "quantised_base": plan_model.weight_bytes(ground.model, ground.base.family.facts, hold.name, 0, 0) if hold.name in ("int8", "nf4") else 0}
+             "quantised_base": plan_model.weight_bytes(ground.model, ground.base.family.facts, hold.name, 0, 0) if hold.name in QUANTISED else 0}
     return {name: int(size) for name, size in found.items()} | {"total": int(sum(found.values()))}
 
 
-def fewest_checkpoints(ground: Ground, recipe: Recipe, hold: Hold, budget: int, encoded: bool = False) -> Plan:
-    """The plan with as few checkpointed blocks as fit, or with all when none is few enough; a number in the recipe is kept."""
+def fewest_checkpoints(ground: Ground, recipe: Recipe, hold: Hold, budget: int, encoded: bool = False, least: int | None = None) -> Plan:
+    """The plan with as few checkpointed blocks as fit, or with all when none is few enough. A number in the recipe is kept, unless
+    `least` says how many there must be at any rate."""
     wanted = recipe.training.checkpointed_blocks
-    if wanted != "auto":
+    if wanted != "auto" and least is None:
         return estimate(ground, recipe, hold, wanted, budget, encoded)
-    none = estimate(ground, recipe, hold, 0, budget, encoded)
-    if none.fits:
-        return none
-    low, high = 1, none.settings["blocks"]
+    fewest = estimate(ground, recipe, hold, least or 0, budget, encoded)
+    low, high = fewest.settings["checkpointed_blocks"] + 1, fewest.settings["blocks"]
+    if fewest.fits or low > high:
+        return fewest
     while low < high:
         middle = (low + high) // 2
         if estimate(ground, recipe, hold, middle, budget, encoded).fits:
@@ -281,35 +279,19 @@ def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
     return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
 
 
-def plan(recipe: Recipe, *, fit: str | int | None = None, processes: int = 1, progress: Progress | None = None) -> Plan:
+def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, progress: Progress | None = None) -> Plan:
     """What this recipe needs on this machine. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
-    processes: between which the base is divided, as recipes/accelerate/fsdp.yaml does it; memory is then that of one.
+    fixed: settings, as "section.key", that are not to be changed for that.  processes: between which the base is divided, as
+    recipes/accelerate/fsdp.yaml does it; memory is then that of one.
 
     Raises BaseModelError, DataError, AdapterError and BadInput as training would.
     """
-    from finetune.training.plan_fit import fitted
+    from finetune.training.plan_fit import fitted, size_in_bytes
 
     sharding = Sharding(processes, reshard_after_forward=True, offload=False) if processes > 1 else None
     ground = survey(recipe, progress=progress, sharding=sharding)
     if sharding is not None:
         check_divisible(resolved_hold(recipe, ground.device))
     if fit is not None:
-        return fitted(ground, recipe, size_in_bytes(fit) if isinstance(fit, str) else fit)
+        return fitted(ground, recipe, size_in_bytes(fit) if isinstance(fit, str) else fit, fixed)
     return fewest_checkpoints(ground, recipe, resolved_hold(recipe, ground.device), available_bytes(ground.device))
-
-
-def write_plan(path: Path, made: Plan) -> None:
-    """plan.json before the first step."""
-    write_text(path, json.dumps({"estimate": made.as_json(), "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}, ensure_ascii=False, indent=1))
-
-
-def write_truth(path: Path, peak_memory_bytes: int, seconds_per_step: float | None, run_folder: Path) -> None:
-    """What really was, beside the estimate."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    disk = sum(os.path.getsize(file) for file in run_folder.rglob("*") if file.is_file())
-    content["truth"] = {"peak_memory_bytes": peak_memory_bytes, "seconds_per_step": seconds_per_step, "run_folder_bytes": disk}
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
-
-
-def with_savings(made: Plan, savings: list[Saving]) -> Plan:
-    return replace(made, savings=savings)

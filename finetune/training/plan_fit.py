@@ -1,24 +1,121 @@
-"""Choose settings that fit a given memory, the cheapest savings first, and say what each one costs."""
+"""Choose settings that fit a given memory, the fastest of those that give the same result first, and say what each one costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from finetune.errors import BadInput
 from finetune.recipe import Recipe
-from finetune.training.plan import Ground, Plan, Saving, estimate, fewest_checkpoints, resolved_hold, with_savings
+from finetune.training.plan import GIB, Ground, Plan, Saving, estimate, fewest_checkpoints, resolved_hold
+from finetune.training.plan_model import BYTES
 from finetune.training.placement import Hold
 
-# How the weights could be held, from dear to cheap in memory, and what that costs.
-SMALLER_HOLDS = (
-    ("bf16", "weights are cast when used; the same result where the file is bf16"),
-    ("nf4", "weights are rounded to 4 bits, so the adapter is trained on a slightly different base"),
-    ("streamed", "every weight is read from the file when it is used, on a GPU over the bus"),
-)
+# What each way to hold the weights costs beside time.
+COSTS = {
+    "bf16": "weights are cast when used; the same result where the file is bf16",
+    "int8": "weights are rounded to 8 bits, so the adapter is trained on a slightly different base",
+    "nf4": "weights are rounded to 4 bits, so the adapter is trained on a slightly different base",
+    "streamed": "every weight is read from the file when it is used, on a GPU over the bus",
+}
+# Tried group by group; within a group the fastest that fits is taken. What changes no result comes first, but on a GPU the bus is
+# slower than rounded weights.
+SMALLER_HOLDS = {"cpu": (("bf16",), ("streamed",), ("int8",), ("nf4",)), "cuda": (("bf16",), ("int8",), ("nf4",), ("streamed",))}
+# What to do where the largest need is none of a step's.
+WAYS_OUT = {
+    "training": "take smaller pictures (data.resolution), a lower adapter.rank, or a smaller base",
+    "encoding captions": "fill the cache of encodings on a machine with more memory, and bring the folder here (BRUSHWORK_CACHE)",
+    "encoding pictures": "take smaller pictures (data.resolution)",
+    "drawing samples": "take smaller pictures (data.resolution)",
+    "proof": "put the adapter on fewer layers (adapter.targets), or take a smaller base",
+}
+
+
+def size_in_bytes(text: str) -> int:
+    """"12GB", "512 MiB", "1.5e9" -> bytes; GB is 2^30, as cards are labelled. Raises BadInput."""
+    units = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
+    body = text.strip().lower().replace("ib", "b")
+    digits = body.rstrip("bkmgt ")
+    try:
+        size = int(float(digits) * units[body[len(digits):].strip()])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise BadInput(f"{text!r} is not an amount of memory", where="--fit", fix="write it like 12GB or 800MB")
+    return size
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings to try; recipe: with their batch size, accumulation, optimizer and format."""
+
+    recipe: Recipe
+    hold: Hold
 
 
 def _changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+def _batches(recipe: Recipe, fixed: Collection[str]) -> Iterator[Recipe]:
+    """As it is, and half the pictures at a time, twice as often: the same step."""
+    yield recipe
+    while recipe.training.batch_size > 1 and not {"training.batch_size", "training.accumulation"} & set(fixed):
+        batch = (recipe.training.batch_size + 1) // 2
+        recipe = _changed(recipe, "training", batch_size=batch, accumulation=recipe.training.accumulation * 2)
+        yield recipe
+
+
+def _groups(start: Choice, device: torch.device, fixed: Collection[str], divided: bool) -> Iterator[list[Choice]]:
+    """From dear to cheap in memory; the last group also has moments in 8 bits. divided: between processes, which then hold the
+    weights as they are."""
+    smaller = [[name for name in names if BYTES.get(name, 0) < BYTES.get(start.hold.name, 0)] for names in SMALLER_HOLDS[device.type]]
+    if "base.hold" in fixed or divided:
+        smaller = []
+    first = [start.hold.name, *(smaller[0] if smaller else [])]
+    found = [[Choice(recipe, replace(start.hold, name=name)) for name in names for recipe in _batches(start.recipe, fixed)] for names in [first, *smaller[1:]] if names]
+    yield from found
+    if "training.optimizer" not in fixed and start.recipe.training.optimizer in ("auto", "adamw"):
+        yield [replace(choice, recipe=_changed(choice.recipe, "training", optimizer="adamw8bit")) for group in found for choice in group]
+
+
+def _with_smaller_encoders(ground: Ground, recipe: Recipe, plan: Plan, fixed: Collection[str]) -> Recipe:
+    """In 16 bits, where the text encoders would not fit by themselves."""
+    if plan.phases_bytes.get("encoding captions", 0) <= plan.budget_bytes or recipe.base.dtype not in ("auto", "fp32") or "base.dtype" in fixed:
+        return recipe
+    return _changed(recipe, "base", dtype="bf16")
+
+
+def fitted(ground: Ground, recipe: Recipe, budget: int, fixed: Collection[str] = ()) -> Plan:
+    """The recipe's own settings where they fit. Else more checkpointed blocks, smaller batches and smaller weights, of which the
+    fastest that fits is taken, those that change no result first; then moments in 8 bits.
+
+    fixed: settings, as "section.key", that must stay. When nothing fits, the smallest plan, whose `fits` is False.
+    """
+    blocks = recipe.training.checkpointed_blocks
+    least = 0 if blocks == "auto" else blocks
+    keep_blocks = "training.checkpointed_blocks" in fixed and blocks != "auto"
+    as_it_is = Choice(recipe, resolved_hold(recipe, ground.device))
+    first = estimate(ground, recipe, as_it_is.hold, least, budget)
+    if first.fits:
+        return first
+    smaller = _with_smaller_encoders(ground, recipe, first, fixed)
+    start = Choice(smaller, resolved_hold(smaller, ground.device))
+
+    def tried(choice: Choice) -> tuple[Plan, Choice]:
+        return fewest_checkpoints(ground, choice.recipe, choice.hold, budget, least=None if keep_blocks else least), choice
+
+    best = (first, as_it_is)
+    for group in _groups(start, ground.device, fixed, ground.sharding is not None):
+        plans = [tried(choice) for choice in group]
+        if fitting := [plan for plan in plans if plan[0].fits]:
+            best = min(fitting, key=lambda plan: plan[0].seconds_per_step)
+            break
+        best = min([best, *plans], key=lambda plan: plan[0].memory_bytes["peak"])
+    return replace(best[0], savings=list(_savings(ground, as_it_is, least, *best)))
 
 
 def _more_time(extra: float) -> str:
@@ -26,49 +123,39 @@ def _more_time(extra: float) -> str:
     return f"about {extra:.0%} more time a step" if extra >= 0.01 else "hardly any more time"
 
 
-def _smaller_batches(recipe: Recipe) -> Iterator[Recipe]:
-    """Half the pictures at a time, twice as often: the same step."""
-    while recipe.training.batch_size > 1:
-        batch = (recipe.training.batch_size + 1) // 2
-        recipe = _changed(recipe, "training", batch_size=batch, accumulation=recipe.training.accumulation * 2)
-        yield recipe
+def _savings(ground: Ground, before: Choice, least: int, made: Plan, choice: Choice) -> Iterator[Saving]:
+    """Each change beside the same plan without it: what it saves of the peak and takes in time."""
+    recipe, old, blocks = choice.recipe, before.recipe, made.settings["checkpointed_blocks"]
 
-
-def fitted(ground: Ground, recipe: Recipe, budget: int) -> Plan:
-    """The first of these that fits: as it is; more checkpointed blocks; smaller batches; smaller weights (not where they are
-    divided between processes); 8-bit moments.
-
-    When nothing fits, the smallest plan, whose `fits` is False.
-    """
-    hold, savings = resolved_hold(recipe, ground.device), []
-    current = estimate(ground, recipe, hold, 0 if recipe.training.checkpointed_blocks == "auto" else recipe.training.checkpointed_blocks, budget)
-
-    def took(made: Plan, setting: str, value: Any, costs: str) -> Plan:
-        saved = current.memory_bytes["peak"] - made.memory_bytes["peak"]
+    def saving(without: Recipe, hold: Hold, number: int, setting: str, value: Any, costs: str) -> Iterator[Saving]:
+        other = estimate(ground, without, hold, number, made.budget_bytes)
+        saved = other.memory_bytes["peak"] - made.memory_bytes["peak"]
         if saved > 0:
-            savings.append(Saving(setting, value, saved, costs))
-        return made if saved > 0 else current
+            yield Saving(setting, value, saved, f"{costs}; {_more_time(made.seconds_per_step / other.seconds_per_step - 1)}")
 
-    if not current.fits and recipe.training.checkpointed_blocks == "auto":
-        made = fewest_checkpoints(ground, recipe, hold, budget)
-        blocks = made.settings["checkpointed_blocks"]
-        extra = made.seconds_per_step / current.seconds_per_step - 1
-        current = took(made, "training.checkpointed_blocks", blocks, f"{blocks} of {made.settings['blocks']} blocks are computed twice: {_more_time(extra)}")
-    for smaller in _smaller_batches(recipe):
-        if current.fits:
-            break
-        made = fewest_checkpoints(ground, smaller, hold, budget)
-        current = took(made, "training.batch_size", smaller.training.batch_size,
-                       f"accumulation {smaller.training.accumulation}: the same step in smaller pieces, a little slower")
-        recipe = smaller
-    for name, costs in SMALLER_HOLDS if recipe.base.hold == "auto" and ground.sharding is None else ():
-        if current.fits:
-            break
-        made = fewest_checkpoints(ground, recipe, Hold(name, hold.compute, costs), budget)
-        extra = made.seconds_per_step / current.seconds_per_step - 1
-        current = took(made, "base.hold", name, f"{costs}; {_more_time(extra)}")
-    if not current.fits and recipe.training.optimizer == "auto":
-        smaller = _changed(recipe, "training", optimizer="adamw8bit")
-        held = Hold(current.settings["hold"], hold.compute, "")
-        current = took(fewest_checkpoints(ground, smaller, held, budget), "training.optimizer", "adamw8bit", "moments in 8 bits; slower on a CPU")
-    return with_savings(current, savings)
+    if blocks > least:
+        yield from saving(recipe, choice.hold, least, "training.checkpointed_blocks", blocks, f"{blocks} of {made.settings['blocks']} blocks are computed twice")
+    if recipe.training.batch_size != old.training.batch_size:
+        whole = _changed(recipe, "training", batch_size=old.training.batch_size, accumulation=old.training.accumulation)
+        yield from saving(whole, choice.hold, blocks, "training.batch_size", recipe.training.batch_size, f"accumulation {recipe.training.accumulation}: the same step in smaller pieces")
+    if recipe.base.dtype != old.base.dtype:
+        yield from saving(_changed(recipe, "base", dtype=old.base.dtype), choice.hold, blocks, "base.dtype", recipe.base.dtype, "text encoders in 16 bits, so captions are encoded a little differently")
+    if choice.hold.name != before.hold.name:
+        yield from saving(recipe, before.hold, blocks, "base.hold", choice.hold.name, COSTS[choice.hold.name])
+    if recipe.training.optimizer != old.training.optimizer:
+        optimizer = _changed(recipe, "training", optimizer=old.training.optimizer)
+        yield from saving(optimizer, choice.hold, blocks, "training.optimizer", recipe.training.optimizer, "moments in 8 bits; slower on a CPU")
+
+
+def changes(made: Plan) -> list[str]:
+    """What to give with --set to train with a fitted plan: "section.key=value"."""
+    found = [f"{saving.setting}={saving.value}" for saving in made.savings]
+    if any(saving.setting == "training.batch_size" for saving in made.savings):
+        found.append(f"training.accumulation={made.settings['accumulation']}")
+    return found
+
+
+def refusal(made: Plan) -> tuple[str, str]:
+    """Of a plan that does not fit: what is wrong, and what to do."""
+    phase, size = max(made.phases_bytes.items(), key=lambda pair: pair[1])
+    return f"nothing fits {made.budget_bytes / GIB:.2f} GiB: with every saving this run needs {size / GIB:.2f} GiB (while: {phase})", WAYS_OUT[phase]

@@ -3,6 +3,7 @@ torch's meta device takes in memory and work."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import nn
 from finetune.families.example_text import example_conditioning
 from finetune.families.protocol import ModelFamily, PictureGeometry
 from finetune.objectives import NoiseLevel
-from finetune.training.allocator import Settings
+from finetune.training.allocator import M_MMAP_THRESHOLD, Settings
 from finetune.training.placement import QUANTISED, held_linears, may_quantise
 from finetune.training.plan_allocator import heap_growth
 from finetune.training.plan_tracing import Trace, trace
@@ -31,7 +32,8 @@ FORWARD_SHARE = 0.5
 class StepCost:
     """Of one forward and backward pass; flops, attention_flops (of them), moved_bytes (all results together) and operations with
     nothing checkpointed. whole_bytes: most activations at once.  boundary_bytes: what a checkpointed block keeps.
-    again_bytes: what is there beside that while one block is computed again.  traced: False where a formula stood in."""
+    again_bytes: what is there beside that while one block is computed again.  traced: False where a formula stood in.
+    fresh_bytes: of moved_bytes, those in tensors for which the heap asks the system every time."""
 
     flops: float
     attention_flops: float
@@ -42,6 +44,7 @@ class StepCost:
     again_bytes: float
     blocks: int
     traced: bool
+    fresh_bytes: float = 0.0
 
     def activation_bytes(self, checkpointed: int) -> float:
         """Peak with that many blocks checkpointed, which are the first: those that are kept whole are gone in the backward
@@ -102,8 +105,7 @@ def adapter_parameters(model: nn.Module, targets: str, size: AdapterSize) -> int
 
 @dataclass(frozen=True)
 class Traced:
-    """The step that is traced: of which family and configuration, how many of its blocks checkpointed.
-    heap: memory is what the C library's heap takes with these settings (a CPU); None: what is alive (a GPU)."""
+    """The step that is traced: of which family and configuration, how many of its blocks checkpointed."""
 
     family: ModelFamily
     class_name: str
@@ -112,11 +114,10 @@ class Traced:
     batch: int
     size: tuple[int, int]
     checkpointed: bool
-    heap: Settings | None
 
 
 def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
-    """Trace a step of the model of this configuration. peak_bytes: without the adapter's gradients."""
+    """Trace a step of the model of this configuration. peak_bytes: without the adapter's gradients, which are the kept_bytes."""
     from finetune.adapters.kinds import inject_adapter
     from finetune.adapters.lora import lora_parameters, match_targets
 
@@ -138,30 +139,43 @@ def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
 
     found = trace(step, [*model.parameters(), *model.buffers(), noisy, *conditioning.tensors.values()])
     gradients = sum(parameter.numel() * 4 for _, parameter in lora_parameters(model) if parameter.grad is not None)
-    peak = (heap_growth(found.events, wanted.heap) if wanted.heap else None) or found.peak_bytes
-    return replace(found, peak_bytes=max(peak - gradients, 0))
+    return replace(found, peak_bytes=max(found.peak_bytes - gradients, 0), kept_bytes=gradients)
+
+
+def _on_heap(found: Trace, heap: Settings | None) -> Trace:
+    """With the peak that the C library's heap takes."""
+    growth = heap_growth(found.events, heap) if heap else None
+    return replace(found, peak_bytes=max(growth - found.kept_bytes, 0)) if growth else found
 
 
 def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int, size: tuple[int, int],
-              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None) -> StepCost:
+              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None, known: dict[tuple[int, bool], Trace] | None = None) -> StepCost:
     """Trace one training step of `batch` pictures of `size` (height, width) in pixels, at the model's real depth: how a heap
     fills is no straight line.
 
-    checkpointed: whether anybody will ask for checkpointed blocks; it takes as long again.  heap: as in `Traced`.
+    checkpointed: whether anybody will ask for checkpointed blocks; it takes as long again.  heap: memory is what the C
+    library's heap takes with these settings (a CPU); None: what is alive (a GPU).  known: traces of this model by batch size and
+    whether its blocks are checkpointed, which only their heap tells apart; what is traced here is added.
     """
     shape = family.shape(config)
     blocks = sum(shape.blocks.values())
     boundary = batch * (size[0] * size[1] * shape.tokens_per_pixel) * shape.hidden_size * compute_bytes
-    wanted = Traced(family, class_name, targets, adapter, batch, size, False, heap)
+    known = {} if known is None else known
     scale = compute_bytes / 4
+
+    def traced(with_checkpoints: bool) -> Trace:
+        if (batch, with_checkpoints) not in known:
+            known[batch, with_checkpoints] = one_step(Traced(family, class_name, targets, adapter, batch, size, with_checkpoints), config)
+        return _on_heap(known[batch, with_checkpoints], heap)
+
     try:
-        whole = one_step(wanted, config)
-        again = one_step(replace(wanted, checkpointed=True), config).peak_bytes * scale if checkpointed else 0.0
+        whole = traced(False)
+        again = traced(True).peak_bytes * scale if checkpointed else 0.0
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         # Some models look at values on their way, which the meta device has none of.
         return _by_formula(shape, batch, size, compute_bytes, boundary)
     return StepCost(whole.flops, whole.attention_flops, whole.moved_bytes * scale, whole.operations, whole.peak_bytes * scale, boundary,
-                    max(again - blocks * boundary, 0.0), blocks, True)
+                    max(again - blocks * boundary, 0.0), blocks, True, whole.bytes_in_large(dict(heap or ()).get(M_MMAP_THRESHOLD, math.inf)) * scale)
 
 
 def _by_formula(shape: Any, batch: int, size: tuple[int, int], compute_bytes: float, boundary: float) -> StepCost:

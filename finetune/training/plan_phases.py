@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Surroundings:
     live_layers: tuple[tuple[int, ...], ...] = ()
 
     def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
-        """Peak of every phase but training and proof. loaded_bytes: transformer with adapter."""
+        """Peak of every phase but training and proof. loaded_bytes: transformer with adapter,
+        and what the way it is held loads."""
         found = {"drawing samples": self.library_bytes + loaded_bytes + self.vae_parameters * compute_bytes + self.decode_bytes * compute_bytes / 4}
         if not encoded:
             found["encoding captions"] = self.library_bytes + self.text_parameters * text_bytes
@@ -117,11 +119,20 @@ def _file_bytes(folder: Path) -> float:
 
 
 def _library_bytes() -> int:
-    """What this process weighs now that the run's libraries are imported."""
-    import peft  # noqa: F401  (imported for its weight)
+    """What this process weighs, which has imported the run's libraries."""
     import psutil
 
     return psutil.Process().memory_info().rss + WORKING_BYTES
+
+
+def quantiser_bytes() -> int:
+    """What the library of quantised layers and of 8-bit optimizers adds to this process, by importing it; 0 where it is there."""
+    import psutil
+
+    process = psutil.Process()
+    before = process.memory_info().rss
+    importlib.import_module("bitsandbytes")
+    return max(process.memory_info().rss - before, 0)
 
 
 def proof_bytes(model: torch.nn.Module, facts: Any, hold: Hold, recipe: Recipe, around: Surroundings) -> float:

@@ -10,7 +10,8 @@ import torch
 
 from data_tools.progress import Progress
 from finetune.training.placement import Hold
-from finetune.training.plan import Plan, available_bytes, fewest_checkpoints, survey, write_plan, write_truth
+from finetune.training.plan import Plan, available_bytes, fewest_checkpoints, survey
+from finetune.training.plan_record import write_plan, write_truth
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
 from finetune.training.sharding import check_divisible

@@ -34,6 +34,10 @@ class Trace:
         """Of all results together."""
         return sum(size for size in self.events if size > 0)
 
+    def bytes_in_large(self, least: float) -> int:
+        """Of the results that have at least so many bytes."""
+        return sum(size for size in self.events if size >= max(least, 1))
+
 
 class _Recorder(TorchDispatchMode):
     """Adds up storages as they come and go, and the work of every operation."""

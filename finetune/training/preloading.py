@@ -22,8 +22,11 @@ def wants_scipy(base: Path) -> bool:
         return False
 
 
-def _import_all(base: Path) -> None:
-    """Libraries load others that happen to be installed: a third of the time and 100 MiB. peft looks again when it meets a quantised layer."""
+def import_libraries(base: Path) -> None:
+    """What a run on this base needs. base: its folder.
+
+    Libraries load others that happen to be installed: a third of the time and 100 MiB. peft looks again when it meets a quantised layer.
+    """
     with absent("bitsandbytes", *([] if wants_scipy(base) else ["scipy"])):
         for name in NEEDED_LATE:
             importlib.import_module(name)
@@ -39,7 +42,7 @@ def late_imports(base: Path) -> Iterator[None]:
     The block must not import these libraries itself: two threads that enter one cycle of imports from two ends are
     handed half-made modules by Python, which looks like a class that does not exist.
     """
-    thread = threading.Thread(target=_import_all, args=(base,), name="late imports", daemon=True)
+    thread = threading.Thread(target=import_libraries, args=(base,), name="late imports", daemon=True)
     thread.start()
     try:
         yield

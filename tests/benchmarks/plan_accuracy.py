@@ -1,9 +1,10 @@
-"""The plan's peak memory beside the measured one, over models and settings.
+"""The plan's peak memory and seconds beside the measured ones, over models and settings.
 
     python -m tests.benchmarks.plan_accuracy FOLDER [--large] [--start N] [--only N]
 
-Every combination is planned in one forked process and trained for two steps in another, on random bases kept in FOLDER.
+Every combination is planned in one new process and trained for some steps in another, on random bases kept in FOLDER.
 --large adds the model of 1.5 billion parameters. Prints one row a combination, and the errors' median and extremes.
+Seconds are only worth something on a quiet machine.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,67 +35,56 @@ COMBINATIONS = [
     ("wide", "nf4", 256, 2, 16, 12), ("wide", "streamed", 256, 1, 16, 0), ("wide", "int8", 256, 1, 16, 12), ("wide", "fp32", 512, 1, 16, 6),
 ]
 LARGE = [("large", "nf4", 256, 1, 16, 40), ("large", "streamed", 256, 1, 16, 40), ("large", "fp32", 256, 1, 16, 40)]
+# Of a run, and of one of the large model: the first two warm up where there are more.
+STEPS = (3, 2)
 
 
-def import_all() -> None:
-    """What a run imports, so that forked children need not."""
-    import diffusers
-    import peft  # noqa: F401
-    import transformers
-
-    import finetune.training.plan
-    import finetune.training.run  # noqa: F401
-
-    for name in ("HunyuanDiTPipeline", "HunyuanDiT2DModel", "AutoencoderKL", "DDPMScheduler"):
-        getattr(diffusers, name)
-    for name in ("BertModel", "T5EncoderModel", "BertTokenizer"):
-        getattr(transformers, name)
+def in_own_process(job: str, *arguments: Any) -> dict:
+    """The JSON result of one of `JOBS` in a new process: nothing is imported there but what it needs itself."""
+    command = [sys.executable, "-m", "tests.benchmarks.plan_accuracy", "--job", job, json.dumps(arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(run.stderr.strip().splitlines()[-1][:300] if run.stderr.strip() else f"ended with {run.returncode}")
+    return json.loads(run.stdout.splitlines()[-1])
 
 
-def forked(work: Callable[[], Any]) -> Any:
-    """The JSON result of `work` in a child process, whose memory is its own from here on."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.write(writing, json.dumps({"result": work()}).encode())
-            code = 0
-        except BaseException as problem:  # a child must never return into the parent's program
-            os.write(writing, json.dumps({"problem": f"{type(problem).__name__}: {problem}"[:300]}).encode())
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answer:
-        found = json.loads(answer.read() or b'{"problem": "the process was killed"}')
-    os.waitpid(child, 0)
-    if "problem" in found:
-        raise RuntimeError(found["problem"])
-    return found["result"]
+def build(folder: str, changes: dict) -> dict:
+    """A random base, unless it is there."""
+    import torch
+
+    from tests.benchmarks.random_base import hunyuan_dit
+
+    return {"folder": str(hunyuan_dit(Path(folder), torch.bfloat16, **changes))}
 
 
-def planned(recipe: dict) -> list:
-    """[peak, largest phase, parameters]"""
+def planned(recipe: dict) -> dict:
+    """What `brushwork plan --json` says."""
     from finetune.recipe import load_recipe
     from finetune.training.plan import plan
 
-    made = plan(load_recipe(recipe))
-    return [made.memory_bytes["peak"], max(made.phases_bytes, key=made.phases_bytes.get), made.parameters]
+    return plan(load_recipe(recipe)).as_json()
 
 
-def trained(recipe: dict, run: Path, cache: Path) -> int:
-    """Peak bytes of a real run. An adapter of two steps on random weights need not pass the proof; the run went through all of it."""
+def trained(recipe: dict, run: str, cache: str) -> dict:
+    """Peak bytes and seconds of a real run. An adapter of some steps on random weights need not pass the proof; the run went
+    through all of it."""
     import torch
 
     from finetune.errors import VerifyError
     from finetune.recipe import load_recipe
     from finetune.training.memory import peak_memory_bytes
+    from finetune.training.plan_run import record_truth
     from finetune.training.run import train
+    from finetune.training.run_folder import RunFolder
 
     try:
-        return train(load_recipe(recipe), run, cache_folder=cache).peak_memory_bytes
+        train(load_recipe(recipe), Path(run), cache_folder=Path(cache))
     except VerifyError:
-        return peak_memory_bytes(torch.device("cpu"))
+        record_truth(RunFolder(Path(run)), peak_memory_bytes(torch.device("cpu")))
+    return json.loads(RunFolder(Path(run)).plan.read_text())
+
+
+JOBS = {"build": build, "planned": planned, "trained": trained}
 
 
 def pictures(folder: Path, pixels: int) -> Path:
@@ -107,48 +99,58 @@ def pictures(folder: Path, pixels: int) -> Path:
     return target
 
 
-def measure(folder: Path, number: int, combination: tuple) -> tuple[float, float, str, int]:
-    """(estimated, measured) peak bytes, the phase that the plan says is the largest, parameters."""
-    import torch
-
-    from tests.benchmarks.random_base import hunyuan_dit
-
+def measure(folder: Path, number: int, combination: tuple) -> tuple[dict, dict]:
+    """(what the plan says, the run's own plan.json with the truth in it)."""
     base, hold, pixels, batch, rank, blocks = combination
-    model = folder / base
-    forked(lambda: str(hunyuan_dit(model, torch.bfloat16, **BASES[base])))
+    in_own_process("build", str(folder / base), BASES[base])
     recipe = {
-        "base": {"model": str(model), "hold": hold}, "data": {"folder": str(pictures(folder, pixels)), "resolution": pixels}, "adapter": {"rank": rank},
-        "training": {"steps": 2, "batch_size": batch, "checkpointed_blocks": blocks, "optimizer": "adamw", "checkpoint_every": 0},
+        "base": {"model": str(folder / base), "hold": hold}, "data": {"folder": str(pictures(folder, pixels)), "resolution": pixels}, "adapter": {"rank": rank},
+        "training": {"steps": STEPS[base == "large"], "batch_size": batch, "checkpointed_blocks": blocks, "optimizer": "adamw", "checkpoint_every": 0},
         "samples": {"steps": 2, "prompts": ["a square"]},
     }
-    estimated, phase, parameters = forked(lambda: planned(recipe))
-    measured = forked(lambda: trained(recipe, folder / f"run-{os.getpid()}-{number}", folder / "encodings"))
-    return estimated, measured, phase, parameters
+    run = folder / f"run-{os.getpid()}-{number}"
+    try:
+        return in_own_process("planned", recipe), in_own_process("trained", recipe, str(run), str(folder / "encodings"))
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--start", type=int, default=0, help="leave out the first N combinations")
     parser.add_argument("--only", type=int, help="stop after the Nth combination")
+    parser.add_argument("--details", type=argparse.FileType("a"), help="write both plans of every combination to this file, a line each")
+    parser.add_argument("--job", nargs=2)
     options = parser.parse_args()
+    if options.job:
+        print(json.dumps(JOBS[options.job[0]](*json.loads(options.job[1]))))
+        return
     os.environ["XDG_CACHE_HOME"] = str(options.folder / "scan")
-    import_all()
-    errors = []
+    errors, ratios = [], []
     # A large stride, so that a run of the first N has some of every size.
     combinations = [COMBINATIONS[number * 9 % len(COMBINATIONS)] for number in range(len(COMBINATIONS))] + (LARGE if options.large else [])
-    print("| parameters | hold | pixels | batch | rank | checkpointed | planned MiB | measured MiB | error | peak while |\n|---|---|---|---|---|---|---|---|---|---|")
+    print("| parameters | hold | pixels | batch | rank | checkpointed | planned MiB | measured MiB | error | peak while | planned s | measured s | busy |\n" + "|---" * 13 + "|")
     for number, combination in list(enumerate(combinations))[options.start:options.only]:
         _, hold, pixels, batch, rank, blocks = combination
         try:
-            estimated, measured, phase, parameters = measure(options.folder, number, combination)
+            made, found = measure(options.folder, number, combination)
         except RuntimeError as problem:
             print(f"| {combination} | failed: {problem} |", flush=True)
             continue
+        truth, own = found["truth"], found["estimate"]
+        estimated, measured = made["memory_bytes"]["peak"], truth["peak_memory_bytes"]
         errors.append(estimated / measured - 1)
-        print(f"| {parameters / 1e6:.1f} M | {hold} | {pixels} | {batch} | {rank} | {blocks} | {estimated / 2**20:.0f} | {measured / 2**20:.0f} | {errors[-1]:+.1%} | {phase} |", flush=True)
-    print(f"{len(errors)} combinations: median error {statistics.median(map(abs, errors)):.1%}, largest {max(errors):+.1%}, lowest {min(errors):+.1%}")
+        ratios.append(own["seconds_per_step"] / truth["seconds_per_step"])
+        phase = max(made["phases_bytes"], key=made["phases_bytes"].get)
+        busy = "busy" if any("other programs" in note for note in own["notes"]) else ""
+        print(f"| {made['parameters'] / 1e6:.1f} M | {hold} | {pixels} | {batch} | {rank} | {blocks} | {estimated / 2**20:.0f} | {measured / 2**20:.0f} | {errors[-1]:+.1%} | {phase} "
+              f"| {own['seconds_per_step']:.2f} | {truth['seconds_per_step']:.2f} | {busy} |", flush=True)
+        if options.details:
+            print(json.dumps({"planned": made, "run": found}), file=options.details, flush=True)
+    print(f"{len(errors)} combinations: median error {statistics.median(map(abs, errors)):.1%}, largest {max(errors):+.1%}, lowest {min(errors):+.1%}; "
+          f"planned / measured seconds {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":

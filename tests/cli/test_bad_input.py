@@ -129,3 +129,13 @@ def test_a_full_disk_stops_the_run_in_one_line_and_keeps_the_last_checkpoint(bru
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
     went_on = brushwork("train", pictures, *options, "--resume")
     assert went_on.code == 0, went_on.err
+
+
+def test_a_memory_that_nothing_fits_is_refused_after_the_smallest_plan(brushwork, pictures, tiny_base):
+    settled = [word for setting in ("data.resolution=64", "base.hold=fp32", "base.dtype=fp32", "training.optimizer=adamw", "training.checkpointed_blocks=1")
+               for word in ("--set", setting)]
+    said = brushwork("plan", pictures, "--base", tiny_base, "--fit", "1MB", *settled)
+    refused(said, "--fit 1MB: nothing fits", code=1)
+    assert "DOES NOT FIT" in said.out and "1 of 4 blocks checkpointed" in said.out
+    said = brushwork("plan", pictures, "--base", tiny_base, "--fit", "1MB", "--json", *settled)
+    assert said.code == 1 and said.data["fits"] is False

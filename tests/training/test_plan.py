@@ -12,9 +12,9 @@ from finetune.errors import BadInput
 from finetune.families.base_models import locate_base
 from finetune.families.registry import family
 from finetune.training.allocator import heap_settings
-from finetune.training.plan import Plan, estimate, fewest_checkpoints, plan, resolved_hold, size_in_bytes, survey
+from finetune.training.plan import Plan, estimate, fewest_checkpoints, plan, resolved_hold, survey
 from finetune.training.plan_allocator import heap_growth
-from finetune.training.plan_fit import fitted
+from finetune.training.plan_fit import WAYS_OUT, changes, fitted, refusal, size_in_bytes
 from finetune.adapters.kinds import AdapterSize
 from finetune.training.plan_model import StepCost, Traced, adapter_parameters, build_on_meta, one_step, step_cost
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
@@ -39,6 +39,7 @@ def test_a_trace_counts_products_and_the_most_memory_alive_at_once():
     counted = trace(lambda: (left @ right).relu(), [left, right])
     assert counted.flops == 2 * 32 * 64 * 16
     assert counted.peak_bytes == 2 * 32 * 16 * 4
+    assert (counted.bytes_in_large(32 * 16 * 4), counted.bytes_in_large(32 * 16 * 4 + 1)) == (counted.moved_bytes, 0)
 
 
 def test_attention_is_counted_without_the_matrix_of_scores():
@@ -89,7 +90,7 @@ def test_checkpointed_blocks_are_traced_as_they_are_computed():
     config = {"_class_name": "HunyuanDiT2DModel", "num_attention_heads": 2, "attention_head_dim": 16, "hidden_size": 32, "num_layers": 10, "in_channels": 4,
               "patch_size": 2, "sample_size": 8, "mlp_ratio": 2.0, "cross_attention_dim": 32, "cross_attention_dim_t5": 24, "pooled_projection_dim": 16,
               "text_len": 77, "text_len_t5": 256, "use_style_cond_and_image_meta_size": False}
-    wanted = Traced(dit, "HunyuanDiT2DModel", dit.facts.targets["attention"], AdapterSize(rank=4), 1, (64, 64), checkpointed=False, heap=None)
+    wanted = Traced(dit, "HunyuanDiT2DModel", dit.facts.targets["attention"], AdapterSize(rank=4), 1, (64, 64), checkpointed=False)
     whole, checkpointed = one_step(wanted, config), one_step(replace(wanted, checkpointed=True), config)
     assert checkpointed.peak_bytes < whole.peak_bytes and checkpointed.flops > 1.3 * whole.flops
     cost = step_cost(dit, "HunyuanDiT2DModel", config, dit.facts.targets["attention"], AdapterSize(rank=4), 1, (64, 64), 4)
@@ -165,16 +166,70 @@ def test_auto_checkpoints_as_few_blocks_as_fit(ground):
     assert fewest_checkpoints(surveyed, recipe, hold, two).settings["checkpointed_blocks"] == 2
 
 
-def test_fit_changes_as_little_as_needed_and_says_what_each_saving_costs(ground):
+def with_training(recipe, **values):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=values)})
+
+
+def test_fit_leaves_what_fits_alone(ground):
     surveyed, recipe = ground
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 8})})
-    free = fitted(surveyed, recipe, 1 << 40)
-    assert free.fits and not free.savings
-    nothing = fitted(surveyed, recipe, 1 << 20)
+    free = fitted(surveyed, with_training(recipe, batch_size=8), 1 << 40)
+    assert free.fits and not free.savings and free.settings["batch_size"] == 8
+
+
+def test_fit_takes_the_fastest_settings_that_give_the_same_result_and_says_what_each_costs(ground):
+    surveyed, recipe = ground
+    recipe = with_training(recipe, batch_size=4)
+    hold = resolved_hold(recipe, surveyed.device)
+    half = estimate(surveyed, with_training(recipe, batch_size=2, accumulation=2), hold, 1, 1 << 40)
+    made = fitted(surveyed, recipe, half.memory_bytes["peak"])
+    assert made.fits and made.savings and made.seconds_per_step <= half.seconds_per_step
+    assert made.settings["hold"] in ("fp32", "bf16") and made.settings["batch_size"] * made.settings["accumulation"] == 4
+    assert all(saving.saves_bytes > 0 and "time a step" in saving.costs for saving in made.savings)
+    # What is said can be given to the next run, which then is this plan.
+    sections = dict(change.split("=") for change in changes(made))
+    assert sections.get("training.batch_size", "4") == str(made.settings["batch_size"])
+    assert sections.get("training.checkpointed_blocks", "0") == str(made.settings["checkpointed_blocks"])
+
+
+def test_fit_keeps_what_the_user_has_settled(ground):
+    surveyed, recipe = ground
+    recipe = with_training(recipe, batch_size=2, checkpointed_blocks=1)
+    recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"hold": "fp32"})})
+    nothing = fitted(surveyed, recipe, 1 << 20, fixed=("training.batch_size", "training.checkpointed_blocks", "base.hold"))
     assert not nothing.fits
-    assert [saving.setting for saving in nothing.savings][:2] == ["training.checkpointed_blocks", "training.batch_size"]
-    assert all(saving.saves_bytes > 0 and saving.costs for saving in nothing.savings)
-    assert nothing.settings["batch_size"] * nothing.settings["accumulation"] == 8
+    assert {key: nothing.settings[key] for key in ("batch_size", "checkpointed_blocks", "hold")} == {"batch_size": 2, "checkpointed_blocks": 1, "hold": "fp32"}
+    # A number that stands in a recipe is where the search begins.
+    assert fitted(surveyed, recipe, 1 << 20).settings["checkpointed_blocks"] >= 1
+
+
+def test_what_cannot_be_fitted_is_refused_with_the_reason_and_a_way_out(ground):
+    surveyed, recipe = ground
+    nothing = fitted(surveyed, with_training(recipe, batch_size=2), 1 << 20)
+    assert not nothing.fits and nothing.savings
+    assert nothing.memory_bytes["peak"] < estimate(surveyed, with_training(recipe, batch_size=2), resolved_hold(recipe, surveyed.device), 0, 1 << 20).memory_bytes["peak"]
+    what, way_out = refusal(nothing)
+    assert "nothing fits 0.00 GiB" in what and max(nothing.phases_bytes, key=nothing.phases_bytes.get) in what and way_out
+
+
+def test_text_encoders_that_are_too_large_are_taken_in_16_bits(ground):
+    surveyed, recipe = ground
+    large = replace(surveyed, surroundings=replace(surveyed.surroundings, text_parameters=1 << 30))
+    made = fitted(large, recipe, 3 << 30)
+    assert made.fits and [(saving.setting, saving.value) for saving in made.savings] == [("base.dtype", "bf16")]
+    assert "encoding captions" in refusal(fitted(large, recipe, 2 << 30))[0]
+
+
+def test_every_phase_of_a_plan_has_a_way_out_when_it_is_too_large(ground):
+    surveyed, recipe = ground
+    assert set(estimate(surveyed, recipe, resolved_hold(recipe, surveyed.device), 0, 1 << 40).phases_bytes) == set(WAYS_OUT)
+
+
+def test_the_library_of_quantised_layers_is_counted_where_it_is_used(ground):
+    surveyed, _ = ground
+    surveyed = replace(surveyed, quantiser=50 << 20)
+    sizes = {name: surveyed.library_bytes(Hold(name, torch.float32, ""), "adamw") - surveyed.surroundings.library_bytes for name in ("fp32", "bf16", "streamed", "int8", "nf4")}
+    assert sizes == {"fp32": 0, "bf16": 0, "streamed": 0, "int8": 50 << 20, "nf4": 50 << 20}
+    assert surveyed.library_bytes(Hold("fp32", torch.float32, ""), "adamw8bit") > surveyed.surroundings.library_bytes
 
 
 def test_a_base_that_is_divided_between_processes_is_counted_by_what_each_of_them_holds(ground):
@@ -247,12 +302,16 @@ def test_a_step_takes_the_time_of_what_it_does():
     # Weights are expanded forward and back, and once more where blocks are computed a second time.
     assert quiet.step_seconds(cost, 0, 6, 0.5) - quiet.step_seconds(cost, 0) == 2 * 6 * 0.5
     assert quiet.step_seconds(cost, 4, 6, 0.5) - quiet.step_seconds(cost, 4) == 3 * 6 * 0.5
+    assert replace(quiet, operation_seconds=0.25).step_seconds(replace(cost, operations=8), 0) - quiet.step_seconds(cost, 0) == 2
+    # Memory that the heap does not keep is asked for again and again.
+    assert replace(quiet, fresh_seconds=0.5).step_seconds(replace(cost, fresh_bytes=8.0), 0) - quiet.step_seconds(cost, 0) == 4
     assert replace(quiet, busy=3.0).step_seconds(cost, 2, 6, 0.5) == 3 * quiet.step_seconds(cost, 2, 6, 0.5)
 
 
 def test_the_machine_is_probed_for_products_and_for_the_weights_that_are_expanded(ground):
     surveyed, _ = ground
     found = probe_speed(surveyed.base.family.shape(surveyed.config), 64, torch.device("cpu"), torch.float32)
+    assert 0 <= found.fresh_seconds < 1e-8 and 1e-7 < found.operation_seconds < 1e-3
     assert found.products > 0 and found.attention > 0 and found.byte_seconds > 0 and found.busy >= 1
     seconds = {hold: probe_expansion(Hold(hold, torch.float32, ""), torch.device("cpu")) for hold in ("fp32", "bf16", "int8", "nf4", "streamed")}
     assert seconds.pop("fp32") == 0 and all(0 < value < 1e-6 for value in seconds.values())
