@@ -30,7 +30,8 @@ def time_notes(recipe: Recipe, seconds_per_step: float, held_out: int) -> list[s
     notes = []
     if held_out:
         looks = recipe.validation.levels * held_out
-        notes.append(f"the loss on {held_out} held-out pictures takes about {looks * forward:.1f} s every {recipe.validation.every} steps")
+        counted = " (each counted at every size that it fills)" if isinstance(recipe.data.resolution, tuple) else ""
+        notes.append(f"the loss on {held_out} held-out pictures{counted} takes about {looks * forward:.1f} s every {recipe.validation.every} steps")
     if settings.learning_rate == "find":
         notes.append(f"the search for a learning rate takes about {STEPS * (seconds_per_step + samples_of_a_look(recipe) * forward):.0f} s before the first step")
     return notes
