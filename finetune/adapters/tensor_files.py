@@ -122,6 +122,8 @@ def _open_regular(path: Path) -> int:
         raise AdapterError("pickle files can run code when opened and are never read", where=where,
                            fix="ask its author for a .safetensors file")
     if path.suffix != ".safetensors":
+        if not os.path.lexists(path):
+            raise AdapterError("no such file or folder", where=where, fix="give an adapter file, or the `adapter` folder of a run")
         raise AdapterError(f"not a .safetensors file (the name ends in {path.suffix or 'nothing'!r})", where=where)
     if path.is_symlink():
         target = path.resolve()

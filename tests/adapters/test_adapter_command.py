@@ -127,6 +127,7 @@ def test_resize_rescale_subtract(brushwork, adapters, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["inspect", "nothing.safetensors"], "no such file"),
+    (["inspect", "runs/nothing/adapter"], "no such file or folder"),
     (["merge", "a1.safetensors", "--out", "a1.safetensors"], "exists already"),
     (["merge", "a1.safetensors:lots", "--out", "m.safetensors"], "not a strength"),
     (["resize", "a1.safetensors", "--out", "m.safetensors"], "needs a rank or an energy"),
