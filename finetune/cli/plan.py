@@ -40,7 +40,7 @@ def plan(
     fixed = {change.partition("=")[0].strip() for change in changes or []}
     made = make_plan(wanted.recipe, fit=fit, fixed=fixed, processes=processes, progress=progress)
     lines = _lines(made)
-    if made.savings:
+    if made.savings and made.fits:
         lines.append("train so with: " + " ".join(f"--set {change}" for change in changed_settings(made)))
     emit(made.as_json(), lines, json=json)
     if fit is not None and not made.fits:
