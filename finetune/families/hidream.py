@@ -42,7 +42,7 @@ class HiDream:
 
     def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
         pipeline = load_pipeline(folder, parts, dtype)
-        if pipeline.tokenizer_4 is not None:
+        if "text" in parts and pipeline.tokenizer_4 is not None:
             pipeline.tokenizer_4.padding_side = "right"  # transformers 5 makes Llama's pad on the left
         return pipeline
 

@@ -78,6 +78,16 @@ def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype | None
     what is asked for.
     """
     folder = Path(folder)
+    if parts <= {"transformer"}:
+        return ShortPipeline(folder, parts, dtype, overrides)
+    index = read_model_index(folder)
+    components = {slot: load_component(folder / slot, component_class(library, name, folder), dtype)
+                  for slot, (library, name) in component_slots(index).items() if part_of(slot) == "light" or part_of(slot) in parts}
+    return _assemble(folder, components | overrides)
+
+
+def _assemble(folder: Path, components: dict[str, Any]) -> Any:
+    """The pipeline of the folder with these components and constructor arguments; None in every other slot."""
     index = read_model_index(folder)
     pipeline_class = component_class("diffusers", index["_class_name"], folder)
     accepted = inspect.signature(pipeline_class.__init__).parameters
@@ -89,32 +99,63 @@ def load_pipeline(folder: Path, parts: frozenset[str], dtype: torch.dtype | None
         if slot in index or part_of(slot) is not None:
             arguments.setdefault(slot, None)
     arguments.pop("self", None)
-    for slot, (library, name) in component_slots(index).items():
-        if part_of(slot) == "light" or part_of(slot) in parts:
-            arguments[slot] = load_component(folder / slot, component_class(library, name, folder), dtype)
-    return pipeline_class(**{**arguments, **overrides})
+    return pipeline_class(**{**arguments, **components})
+
+
+class ShortPipeline:
+    """The transformer (or nothing) and the light components of a pipeline, which is what a step needs. Asked for anything else, it
+    becomes the whole pipeline with what is loaded: its class brings seconds of imports with it."""
+
+    def __init__(self, folder: Path, parts: frozenset[str], dtype: torch.dtype | None, overrides: dict[str, Any]):
+        slots = component_slots(read_model_index(folder))
+        self._folder, self._overrides, self._whole = folder, overrides, None
+        self._held = [slot for slot in slots if part_of(slot) == "light" or part_of(slot) in parts]
+        self.transformer = None
+        for slot in self._held:
+            setattr(self, slot, load_component(folder / slot, component_class(*slots[slot], folder), dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_held" not in self.__dict__:
+            raise AttributeError(name)
+        if self._whole is None:
+            self._whole = _assemble(self._folder, {slot: getattr(self, slot) for slot in self._held} | self._overrides)
+        return getattr(self._whole, name)
+
+    def to(self, device: torch.device) -> ShortPipeline:
+        """What is loaded, moved; the pipeline itself."""
+        for module in (self.transformer, self._whole):
+            if module is not None:
+                module.to(device)
+        return self
 
 
 def load_component(folder: Path, component: type, dtype: torch.dtype | None) -> Any:
     """One component: tokenizer and scheduler as they are, models frozen, in evaluation mode and in `dtype`."""
     from diffusers import ModelMixin
-    from transformers import PreTrainedModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # progress is ours to report
     if not folder.is_dir():
         raise BaseModelError("the base lacks this component", where=str(folder), fix="download the base again")
     try:
-        if issubclass(component, PreTrainedModel):
-            model = component.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-        elif issubclass(component, ModelMixin):
+        if issubclass(component, ModelMixin):
             model = load_diffusers_model(folder, component, dtype)
+        elif _is_transformers_model(component):
+            model = component.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         else:
             return component.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(f"this component of the base cannot be loaded: {first_line}", where=str(folder)) from None
     return model.eval().requires_grad_(False)
+
+
+def _is_transformers_model(component: type) -> bool:
+    if component.__module__.partition(".")[0] == "diffusers":
+        return False  # transformers' models need not be imported to say so
+    from transformers import PreTrainedModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is ours to report
+    return issubclass(component, PreTrainedModel)
 
 
 def add_encoders(pipeline: Any, folder: Path, slots: Iterable[str], dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class Ground:
     speed: Speed | None = None
     expansions: dict[str, float] = field(default_factory=dict)
     quantiser: int | None = None
+    kept_in: Path | None = None
 
     def library_bytes(self, hold: Hold, optimizer: str) -> int:
         """Of a run with this hold and optimizer; the library of quantised numbers is only loaded where it is needed."""
@@ -138,7 +140,7 @@ class Ground:
             heap = heap_settings(short) if self.device.type == "cpu" else None
             self.costs[batch, checkpointed, short] = plan_model.step_cost(
                 self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest,
-                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap, self.traces)
+                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap, self.traces, self.kept_in)
         return self.costs[batch, checkpointed, short]
 
 
@@ -151,8 +153,9 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
-def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None, sharding: Sharding | None = None) -> Ground:
-    """Read configurations, picture sizes and the libraries' own size. training_set: where it is known already."""
+def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None, sharding: Sharding | None = None,
+           kept_in: Path | None = None) -> Ground:
+    """Read configurations, picture sizes and the libraries' own size. training_set: where it is known already. kept_in: see `plan_kept`."""
     from finetune.families.base_models import locate_base
 
     base = locate_base(recipe.base.model, recipe.base.revision, parts=())
@@ -174,7 +177,7 @@ def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None =
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = plan_model.build_on_meta(config["_class_name"], config)
     held_out = len(training_set.held_out) if training_set is not None else 0
-    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device), model, config, held_out, sharding)
+    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device, kept_in), model, config, held_out, sharding, kept_in=kept_in)
 
 
 def _usual_share(training_set: Any) -> float:
@@ -213,7 +216,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
-    phases["proof"] = sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
+    phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
         ground.model, facts, proof_as, recipe, around)
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share

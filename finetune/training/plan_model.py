@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from finetune.objectives import NoiseLevel
 from finetune.training.allocator import M_MMAP_THRESHOLD, Settings
 from finetune.training.placement import QUANTISED, held_linears, may_quantise
 from finetune.training.plan_allocator import heap_growth
+from finetune.training.plan_kept import kept
 from finetune.training.plan_tracing import Trace, trace
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class StepCost:
     """Of one forward and backward pass; flops, attention_flops (of them), moved_bytes (all results together) and operations with
     nothing checkpointed. whole_bytes: most activations at once.  boundary_bytes: what a checkpointed block keeps.
     again_bytes: what is there beside that while one block is computed again.  traced: False where a formula stood in.
-    fresh_bytes: of moved_bytes, those in tensors for which the heap asks the system every time."""
+    fresh_bytes: of moved_bytes, those in tensors for which the heap asks the system every time.
+    is_final: False where the heap did not answer, so that it is worth asking again."""
 
     flops: float
     attention_flops: float
@@ -45,6 +48,7 @@ class StepCost:
     blocks: int
     traced: bool
     fresh_bytes: float = 0.0
+    is_final: bool = True
 
     def activation_bytes(self, checkpointed: int) -> float:
         """Peak with that many blocks checkpointed, which are the first: those that are kept whole are gone in the backward
@@ -144,38 +148,50 @@ def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
 
 def _on_heap(found: Trace, heap: Settings | None) -> Trace:
     """With the peak that the C library's heap takes."""
-    growth = heap_growth(found.events, heap) if heap else None
-    return replace(found, peak_bytes=max(growth - found.kept_bytes, 0)) if growth else found
+    if heap is None:
+        return found
+    growth = heap_growth(found.events, heap)
+    return replace(found, peak_bytes=max(growth - found.kept_bytes, 0)) if growth else replace(found, is_final=False)
 
 
 def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int, size: tuple[int, int],
-              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None, known: dict[tuple[int, bool], Trace] | None = None) -> StepCost:
+              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None, known: dict[tuple[int, bool], Trace] | None = None,
+              kept_in: Path | None = None) -> StepCost:
     """Trace one training step of `batch` pictures of `size` (height, width) in pixels, at the model's real depth: how a heap
     fills is no straight line.
 
     checkpointed: whether anybody will ask for checkpointed blocks; it takes as long again.  heap: memory is what the C
     library's heap takes with these settings (a CPU); None: what is alive (a GPU).  known: traces of this model by batch size and
     whether its blocks are checkpointed, which only their heap tells apart; what is traced here is added.
+    kept_in: folder of the encodings, beside which the cost is kept for the next run.
     """
-    shape = family.shape(config)
+    wanted, known = Traced(family, class_name, targets, adapter, batch, size, False), {} if known is None else known
+    parts = (family.facts.name, class_name, dict(config), targets, asdict(adapter), batch, size, compute_bytes, checkpointed, heap)
+    return kept(kept_in, StepCost, parts, lambda: _traced_cost(wanted, config, compute_bytes, checkpointed, heap, known), lambda cost: cost.is_final)
+
+
+def _traced_cost(wanted: Traced, config: Mapping[str, Any], compute_bytes: float, checkpointed: bool, heap: Settings | None,
+                 known: dict[tuple[int, bool], Trace]) -> StepCost:
+    """As `step_cost`; wanted: with nothing checkpointed."""
+    batch, size, shape = wanted.batch, wanted.size, wanted.family.shape(config)
     blocks = sum(shape.blocks.values())
     boundary = batch * (size[0] * size[1] * shape.tokens_per_pixel) * shape.hidden_size * compute_bytes
-    known = {} if known is None else known
     scale = compute_bytes / 4
 
     def traced(with_checkpoints: bool) -> Trace:
         if (batch, with_checkpoints) not in known:
-            known[batch, with_checkpoints] = one_step(Traced(family, class_name, targets, adapter, batch, size, with_checkpoints), config)
+            known[batch, with_checkpoints] = one_step(replace(wanted, checkpointed=with_checkpoints), config)
         return _on_heap(known[batch, with_checkpoints], heap)
 
     try:
         whole = traced(False)
-        again = traced(True).peak_bytes * scale if checkpointed else 0.0
+        again = traced(True) if checkpointed else replace(whole, peak_bytes=0)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         # Some models look at values on their way, which the meta device has none of.
         return _by_formula(shape, batch, size, compute_bytes, boundary)
     return StepCost(whole.flops, whole.attention_flops, whole.moved_bytes * scale, whole.operations, whole.peak_bytes * scale, boundary,
-                    max(again - blocks * boundary, 0.0), blocks, True, whole.bytes_in_large(dict(heap or ()).get(M_MMAP_THRESHOLD, math.inf)) * scale)
+                    max(again.peak_bytes * scale - blocks * boundary, 0.0), blocks, True,
+                    whole.bytes_in_large(dict(heap or ()).get(M_MMAP_THRESHOLD, math.inf)) * scale, whole.is_final and again.is_final)
 
 
 def _by_formula(shape: Any, batch: int, size: tuple[int, int], compute_bytes: float, boundary: float) -> StepCost:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from finetune.families.loading import component_class, component_slots, part_of,
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training.placement import QUANTISED, Hold
+from finetune.training.plan_kept import configurations, kept
 from finetune.training.plan_tracing import trace
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 META = torch.device("meta")
 # Threads, buffers of the product library and what a run keeps of its data, beyond the imports; measured.
 WORKING_BYTES = 48 << 20
+# What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws; measured.
+LATER_BYTES, MODELS = 110 << 20, "transformers.modeling_utils"
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
@@ -30,7 +34,8 @@ FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
 
 @dataclass(frozen=True)
 class Surroundings:
-    """library_bytes: of this process with everything imported that a run imports (0 on a GPU).  file_bytes: of a number in the
+    """library_bytes: of this process with everything imported that training imports, later_bytes: what encoding and drawing import
+    beyond that, where they did not yet (both 0 on a GPU).  file_bytes: of a number in the
     transformer's file.  text_parameters, vae_parameters: counts.  encode_bytes, decode_bytes: activations of the autoencoder."""
 
     library_bytes: int
@@ -41,19 +46,29 @@ class Surroundings:
     decode_bytes: float
     live_parameters: int = 0
     live_layers: tuple[tuple[int, ...], ...] = ()
+    later_bytes: int = 0
 
     def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
         """Peak of every phase but training and proof. loaded_bytes: transformer with adapter,
         and what the way it is held loads."""
-        found = {"drawing samples": self.library_bytes + loaded_bytes + self.vae_parameters * compute_bytes + self.decode_bytes * compute_bytes / 4}
+        libraries = self.library_bytes + self.later_bytes
+        found = {"drawing samples": libraries + loaded_bytes + self.vae_parameters * compute_bytes + self.decode_bytes * compute_bytes / 4}
         if not encoded:
-            found["encoding captions"] = self.library_bytes + self.text_parameters * text_bytes
-            found["encoding pictures"] = self.library_bytes + self.vae_parameters * 4 + self.encode_bytes
+            found["encoding captions"] = libraries + self.text_parameters * text_bytes
+            found["encoding pictures"] = libraries + self.vae_parameters * 4 + self.encode_bytes
         return found
 
 
-def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device) -> Surroundings:
-    """Read from configurations; the components are built without memory."""
+def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device, kept_in: Path | None = None) -> Surroundings:
+    """Read from configurations; kept_in: as `plan_kept.kept` has it. In a run that finds them kept, no encoder's class is loaded."""
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    found = kept(kept_in, Surroundings, (configurations(base.folder), largest), lambda: _of_components(base, largest))
+    weight, later = (_library_bytes(), 0 if MODELS in sys.modules else LATER_BYTES) if device.type == "cpu" else (0, 0)
+    return replace(found, library_bytes=weight, later_bytes=later, file_bytes=_file_bytes(base.folder / "transformer"))
+
+
+def _of_components(base: BaseModel, largest: tuple[int, int]) -> Surroundings:
+    """Text encoders and autoencoder, built without memory. largest: height and width in pixels."""
     index = read_model_index(base.folder)
     text, vae, live, layers = 0, None, 0, []
     for slot, (library, name) in component_slots(index).items():
@@ -66,11 +81,8 @@ def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.de
                 layers += [tuple(module.weight.shape) for name, module in encoder.named_modules() if re.fullmatch(pattern, name)]
         elif part_of(slot) == "vae":
             vae = _autoencoder(base.folder / slot, component_class(library, name, base.folder))
-    largest = max(sizes, key=lambda size: size[0] * size[1])
     encode, decode = _autoencoder_bytes(vae, base, largest)
-    return Surroundings(_library_bytes() if device.type == "cpu" else 0, _file_bytes(base.folder / "transformer"), text,
-                        sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode,
-                        live, tuple(layers))
+    return Surroundings(0, 0.0, text, sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode, live, tuple(layers))
 
 
 def _text_encoder(folder: Path, component: type) -> torch.nn.Module:

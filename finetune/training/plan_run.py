@@ -24,7 +24,7 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     """The run with its final hold and number of checkpointed blocks; the plan is written to plan.json and said with reasons."""
     recipe, device = prepared.recipe, prepared.accelerator.device
     budget = _budget(prepared)
-    ground = survey(recipe, prepared.training_set, sharding=prepared.sharding)
+    ground = survey(recipe, prepared.training_set, sharding=prepared.sharding, kept_in=prepared.cache_folder)
     made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
     earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
     if earlier not in (None, prepared.hold.name):

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import flop_registry
 class Trace:
     """flops: of products (a multiply-add is two).  peak_bytes: most memory of results alive at once, beyond what was
     there before.  kept_bytes: what is alive at the end.  operations: calls into the tensor library.
-    events: bytes of every allocation in turn; -1 - place where the one at that place is freed.  attention_flops: of `flops`."""
+    events: bytes of every allocation in turn; -1 - place where the one at that place is freed.  attention_flops: of `flops`.
+    is_final: False where peak_bytes should have been the heap's, which did not answer in time."""
 
     flops: int
     peak_bytes: int
@@ -28,6 +29,7 @@ class Trace:
     operations: int
     events: list[int] = field(default_factory=list, repr=False)
     attention_flops: int = 0
+    is_final: bool = True
 
     @property
     def moved_bytes(self) -> int:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from finetune.absent_libraries import absent
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
-NEEDED_LATE = ("peft", "peft.helpers", "diffusers.pipelines.pipeline_utils")
+NEEDED_LATE = ("peft", "peft.helpers", "diffusers.models.transformers", "diffusers.schedulers.scheduling_utils")
+# What peft and diffusers take names from, mostly to say that a model is none of these, and one that peft can do without: it
+# divides models over processes.
+NAMED_ONLY = ("transformers.activations", "transformers.modeling_outputs")
+FOR_DIVIDED_MODELS = "transformers.distributed.tensor_parallel"
+# peft asks whether a weight is one of these, and leaves it to others to import them.
+DIVIDED_TENSORS = "torch.distributed.tensor"
 
 
 def wants_scipy(base: Path) -> bool:
@@ -25,9 +33,18 @@ def wants_scipy(base: Path) -> bool:
 def import_libraries(base: Path) -> None:
     """What a run on this base needs. base: its folder.
 
-    Libraries load others that happen to be installed: a third of the time and 100 MiB. peft looks again when it meets a quantised layer.
+    Libraries load others that happen to be installed, and models that nobody will use: half of the time and 200 MiB. peft looks
+    again when it meets a quantised layer; what encoding and drawing need of transformers comes with their pipeline.
     """
-    with absent("bitsandbytes", *([] if wants_scipy(base) else ["scipy"])):
+    with ExitStack() as without:
+        without.enter_context(absent("bitsandbytes", *([] if wants_scipy(base) else ["scipy"])))
+        if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+            without.enter_context(absent(FOR_DIVIDED_MODELS))
+            without.enter_context(names_later("transformers", *NAMED_ONLY))
+            with absent(COMPILER):
+                importlib.import_module("diffusers.utils")  # takes a function of it, and has its own where there is none
+            defer_compiler()
+            defer_part(DIVIDED_TENSORS)
         for name in NEEDED_LATE:
             importlib.import_module(name)
     import_utils = importlib.import_module("peft.import_utils")

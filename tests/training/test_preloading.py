@@ -30,11 +30,39 @@ model(torch.ones(1, 4)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 optimizer.load_state_dict(optimizer.state_dict())
-loaded = [name for name in ("bitsandbytes", "scipy", "diffusers", "peft") if name in sys.modules]
+loaded = [name for name in ("bitsandbytes", "scipy", "transformers.modeling_utils", "torch.distributed.tensor", "sympy", "torch._dynamo.config", "diffusers", "peft") if name in sys.modules]
 from peft.import_utils import is_bnb_available
 from finetune.training.plan_phases import quantiser_bytes
 print(json.dumps([loaded, is_bnb_available(), quantiser_bytes(), quantiser_bytes()]))
 """
+
+
+# Afterwards in the same process: what was left out comes when it is used, and what peft took the names of is the real thing.
+LATER = """
+import json, sys
+from pathlib import Path
+import torch
+from finetune.training.preloading import late_imports
+with late_imports(Path(".")):
+    pass
+optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+optimizer.zero_grad()
+from peft.tuners import tuners_utils
+model = torch.nn.Linear(2, 2)
+before = isinstance(model, tuners_utils.PreTrainedModel)
+from transformers import BertConfig, BertModel, PreTrainedModel
+bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=8))
+import torch._dynamo
+compiler = [torch._dynamo.config.cache_size_limit > 0, hasattr(torch._dynamo, "OptimizedModule"), "eval_frame" in vars(sys.modules["torch._dynamo"])]
+optimizer.zero_grad()
+from diffusers import AutoencoderKL, FluxPipeline
+print(json.dumps([before, isinstance(bert, tuners_utils.PreTrainedModel), isinstance(model, tuners_utils.PreTrainedModel), *compiler]))
+"""
+
+
+def test_what_is_left_out_comes_when_it_is_used() -> None:
+    output = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output.splitlines()[-1]) == [False, True, False, True, True, True]
 
 
 def test_the_first_step_needs_neither_bitsandbytes_nor_scipy() -> None:

@@ -1,0 +1,162 @@
+"""Leave parts of libraries unloaded until something really uses them, where libraries load each other for the sake of a name.
+
+A training run whose encodings are made uses torch, one transformer class of diffusers and peft's layers. Those load the
+models of transformers to be able to say "is not one of them", and torch's compiler to be told that nothing is compiled: seconds and
+a hundred MiB. What stands in for them here says the same, and loads the real thing as soon as it is asked for anything else.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+
+
+class _UnusedCompiler(ModuleType):
+    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on. Anything else
+    that is asked of it loads it, and from then on it alone answers."""
+
+    def __init__(self, spec: ModuleSpec):
+        super().__init__(spec.name)
+        self.__spec__, self.__file__ = spec, spec.origin
+
+    def __getattr__(self, name: str) -> Any:
+        # Loaders ask every module for such names; they are no use of the compiler. Importing a part of it asks for its path.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
+        return getattr(self._loaded(), name)
+
+    def _loaded(self) -> ModuleType:
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return importlib.import_module(COMPILER)
+
+    def graph_break(self, *told: Any, **options: Any) -> None:
+        if sys.modules.get(COMPILER) is not self:
+            self._loaded().graph_break(*told, **options)
+
+    def allow_in_graph(self, function: Any) -> Any:
+        return function if sys.modules.get(COMPILER) is self else self._loaded().allow_in_graph(function)
+
+    def disable(self, function: Callable | None = None, recursive: bool = True, **options: Any) -> Callable:
+        """Calls `function` itself until the compiler is there, which then gets its say."""
+        if function is None:
+            return lambda later: self.disable(later, recursive, **options)
+        if not isinstance(function, FunctionType):
+            return self._loaded().disable(function, recursive, **options)
+        settled: list[Callable] = []
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **named: Any) -> Any:
+            if sys.modules.get(COMPILER) is self:
+                return function(*arguments, **named)
+            if not settled:
+                settled.append(self._loaded().disable(function, recursive, **options))
+            return settled[0](*arguments, **named)
+
+        return run
+
+
+def defer_compiler() -> None:
+    """From here on torch's compiler is loaded by its first use; nothing happens where it is loaded already."""
+    if COMPILER not in sys.modules and (spec := importlib.util.find_spec(COMPILER)) is not None:
+        sys.modules[COMPILER] = _UnusedCompiler(spec)
+
+
+class _Later:
+    """A name of a module that is loaded when it is used. An object can be one of its instances only when its module is there."""
+
+    def __init__(self, module: str, name: str):
+        self._module, self._name = module, name
+
+    def _found(self) -> Any:
+        return getattr(importlib.import_module(self._module), self._name)
+
+    def _is_loaded(self) -> bool:
+        return not isinstance(sys.modules.get(self._module), (_LaterModule, type(None)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{self._name} is not loaded, and private names of it are not looked for")
+        return getattr(self._found(), name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._found()(*arguments, **named)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._found()[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._found()
+
+    def __instancecheck__(self, thing: object) -> bool:
+        return self._is_loaded() and isinstance(thing, self._found())
+
+    def __subclasscheck__(self, kind: type) -> bool:
+        return self._is_loaded() and issubclass(kind, self._found())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return ()
+
+    def __or__(self, other: Any) -> Any:
+        return Any
+
+    __ror__ = __or__
+
+
+class _LaterModule(ModuleType):
+    """In the place of a module as long as others only take names from it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Later(self.__name__, name)
+
+
+def defer_part(module: str) -> None:
+    """Let `package.part.Name` be written where nobody has imported `package.part` yet; importing it puts the real one in place."""
+    package, _, part = module.rpartition(".")
+    if module not in sys.modules:
+        setattr(importlib.import_module(package), part, _LaterModule(module))
+
+
+@contextmanager
+def names_later(library: str, *modules: str) -> Iterator[None]:
+    """Within the block, `from library import SomeClass`, and any name taken from `modules` of it, gives something that loads the
+    class when it is used. For libraries that load their own classes by name (`_class_to_module` of the package); in others,
+    and where a class is loaded already, everything comes as ever.
+
+    A class that is derived from such a name within the block has nothing of it: peft's detached shadow models are the
+    one such, which nothing here makes.
+    """
+    package = importlib.import_module(library)
+    plain, places = type(package), getattr(package, "_class_to_module", None)
+    if not isinstance(places, dict):
+        yield
+        return
+
+    class Reluctant(plain):  # type: ignore[misc, valid-type]
+        def __getattr__(self, name: str) -> Any:
+            place = places.get(name)
+            if place is None or not name[:1].isupper() or f"{library}.{place}" in sys.modules:
+                return super().__getattr__(name)
+            return _Later(f"{library}.{place}", name)
+
+    stand_ins = {name: _LaterModule(name) for name in modules if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    package.__class__ = Reluctant
+    try:
+        yield
+    finally:
+        package.__class__ = plain
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]

@@ -1,0 +1,106 @@
+"""Names of a library can be taken without loading it, and behave as the real ones from their first use on."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later
+
+PACKAGE = """
+import importlib, sys, types
+class _Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        if name not in self._class_to_module:
+            raise AttributeError(name)
+        return getattr(importlib.import_module(f"shelf_of_models.{self._class_to_module[name]}"), name)
+module = _Lazy(__name__)
+module.__path__, module.__spec__ = __path__, __spec__
+module._class_to_module = {"Model": "heavy", "make": "heavy"}
+sys.modules[__name__] = module
+"""
+HEAVY = """
+class Model:
+    kind = "real"
+    def __init__(self, size=1): self.size = size
+def make(): return Model()
+NAMES = {"one": Model}
+"""
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    folder = tmp_path / "shelf_of_models"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PACKAGE)
+    for name in ("heavy", "other"):
+        (folder / f"{name}.py").write_text(HEAVY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("shelf_of_models")]:
+        del sys.modules[name]
+
+
+def loaded() -> list[str]:
+    return [name for name in sys.modules if name.startswith("shelf_of_models.")]
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_class_is_loaded_by_its_first_use() -> None:
+    with names_later("shelf_of_models"):
+        from shelf_of_models import Model  # type: ignore[import-not-found]
+    assert not isinstance(3, Model) and not isinstance(Path(), (Model, str))
+    assert not loaded(), "to say that something is none of them needs nothing"
+    assert Model(4).size == 4 and Model.kind == "real"
+    real = importlib.import_module("shelf_of_models.heavy").Model
+    assert isinstance(real(), Model) and issubclass(type("Kind", (real,), {}), Model)
+
+
+@pytest.mark.usefixtures("shelf")
+def test_outside_the_block_and_for_functions_everything_comes_as_ever() -> None:
+    with names_later("shelf_of_models"):
+        from shelf_of_models import make  # type: ignore[import-not-found]
+    assert loaded() == ["shelf_of_models.heavy"] and make().kind == "real"
+    with names_later("shelf_of_models"):
+        from shelf_of_models import Model  # type: ignore[import-not-found]
+    assert Model is type(make()), "a class that is there already is given itself"
+
+
+@pytest.mark.usefixtures("shelf")
+def test_names_can_be_taken_from_a_module_that_is_not_there_yet() -> None:
+    with names_later("shelf_of_models", "shelf_of_models.other"):
+        from shelf_of_models.other import NAMES  # type: ignore[import-not-found]
+    assert not loaded()
+    assert NAMES["one"].kind == "real" and "two" not in NAMES
+    assert loaded() == ["shelf_of_models.other"]
+
+
+@pytest.mark.usefixtures("shelf")
+def test_deriving_from_such_a_name_and_writing_it_in_a_hint_load_nothing() -> None:
+    with names_later("shelf_of_models"):
+        from shelf_of_models import Model  # type: ignore[import-not-found]
+
+        class Own(Model):
+            hint: Model | None = None
+    assert not loaded() and Own.__bases__ == (object,)
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_part_that_nobody_imported_can_be_named_until_it_is_imported() -> None:
+    package = importlib.import_module("shelf_of_models")
+    defer_part("shelf_of_models.other")
+    assert not isinstance(3, package.other.Model) and not loaded()
+    real = importlib.import_module("shelf_of_models.other")
+    assert package.other is real and isinstance(real.Model(), package.other.Model)
+    defer_part("shelf_of_models.other")
+    assert package.other is real
+
+
+def test_a_compiler_that_is_there_stays() -> None:
+    real = importlib.import_module(COMPILER)
+    defer_compiler()
+    assert sys.modules[COMPILER] is real
