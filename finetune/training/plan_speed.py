@@ -19,6 +19,8 @@ from finetune.training.plan_tracing import trace
 
 # Of each probe; there are six, and one more for weights that are expanded.
 PROBE_SECONDS = 0.1
+# Between two looks at the clock, at least.
+LOOK_SECONDS = 0.002
 # Tokens that attention is probed with at most, and numbers of the vectors and the weight of the other probes.
 MOST_TOKENS, NUMBERS = 1024, 1 << 21
 
@@ -64,16 +66,29 @@ class _Probe:
 
     def seconds(self, work: Callable[[], object]) -> float:
         work()
+        repeats = self._repeats(work)
         best, times, began = float("inf"), 0, time.perf_counter()
         while time.perf_counter() - began < PROBE_SECONDS or not times:
             now = self._clock()
-            work()
+            for _ in range(repeats):
+                work()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
+            took = (self._clock() - now) / repeats
+            if took <= 0:
+                continue
             # The best of them: a slow one was interrupted by something else, which is told apart in `busy`.
-            best, times = min(best, self._clock() - now), times + 1
+            best, times = min(best, took), times + repeats
         self.taken, self.at_best = self.taken + time.perf_counter() - began, self.at_best + times * best
         return best
+
+    def _repeats(self, work: Callable[[], object]) -> int:
+        """How often something is done between two looks at the clock: that of processor time stands still now and then."""
+        times, began = 0, time.perf_counter()
+        while time.perf_counter() - began < LOOK_SECONDS or not times:
+            work()
+            times += 1
+        return times
 
     @property
     def busy(self) -> float:

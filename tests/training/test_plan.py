@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,6 +307,14 @@ def test_a_step_takes_the_time_of_what_it_does():
     # Memory that the heap does not keep is asked for again and again.
     assert replace(quiet, fresh_seconds=0.5).step_seconds(replace(cost, fresh_bytes=8.0), 0) - quiet.step_seconds(cost, 0) == 4
     assert replace(quiet, busy=3.0).step_seconds(cost, 2, 6, 0.5) == 3 * quiet.step_seconds(cost, 2, 6, 0.5)
+
+
+def test_a_clock_of_processor_time_that_stands_still_now_and_then_is_no_endless_speed(ground, monkeypatch):
+    surveyed, _ = ground
+    clock = time.process_time
+    monkeypatch.setattr(time, "process_time", lambda: clock() // 0.005 * 0.005)
+    found = probe_speed(surveyed.base.family.shape(surveyed.config), 64, torch.device("cpu"), torch.float32)
+    assert 0 < found.products < 1e14 and 0 < found.attention < 1e14 and found.byte_seconds > 0 and found.operation_seconds > 0
 
 
 def test_the_machine_is_probed_for_products_and_for_the_weights_that_are_expanded(ground):
