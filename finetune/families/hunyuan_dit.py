@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.families import hunyuan_dit_forward
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.image_encoding import kl_latents
+from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import (
@@ -143,15 +143,10 @@ class HunyuanDiT:
         return inputs
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
-        from accelerate import init_empty_weights
-        from diffusers import HunyuanDiT2DModel
-
-        with init_empty_weights():
-            parameters = sum(p.numel() for p in HunyuanDiT2DModel.from_config(dict(config)).parameters())
         hidden = config["num_attention_heads"] * config["attention_head_dim"]
         patch = config["patch_size"]
         return ModelShape(
-            parameters=parameters, hidden_size=hidden, heads=config["num_attention_heads"], blocks={"block": config["num_layers"]},
+            parameters=count_parameters("HunyuanDiT2DModel", config), hidden_size=hidden, heads=config["num_attention_heads"], blocks={"block": config["num_layers"]},
             feed_forward_size=int(hidden * config["mlp_ratio"]), tokens_per_pixel=1 / (8 * patch) ** 2,
             text_tokens=config["text_len"] + config["text_len_t5"], latent_channels=config["in_channels"], latent_factor=8,
             extra={"text_width": config["cross_attention_dim"], "skip_blocks": config["num_layers"] // 2 - 1},

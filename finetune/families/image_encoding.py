@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,11 +58,16 @@ def deterministic(latents: Tensor) -> LatentDistribution:
 
 
 def count_parameters(class_name: str, config: Mapping[str, Any]) -> int:
-    """Parameters of a diffusers model with this configuration; nothing is allocated."""
+    """Parameters of a diffusers model with this configuration; nothing is allocated, and each is built once a process."""
+    return _count_parameters(class_name, json.dumps(dict(config)))
+
+
+@cache
+def _count_parameters(class_name: str, config: str) -> int:
     import diffusers
     from accelerate import init_empty_weights
 
-    component = getattr(diffusers, class_name)
-    with init_empty_weights():
-        model = component.from_config(dict(config))
+    # Buffers too: a table of positions can be larger than all that training needs.
+    with init_empty_weights(include_buffers=True):
+        model = getattr(diffusers, class_name).from_config(json.loads(config))
     return sum(parameter.numel() for parameter in model.parameters())

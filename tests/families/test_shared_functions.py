@@ -16,10 +16,12 @@ from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.flux import DEV
 from finetune.families.flux2 import KLEIN
 from finetune.families.hunyuan_dit import FACTS
+from finetune.families.image_encoding import count_parameters
 from finetune.families.protocol import Conditioning
 from finetune.families.targets import keeps_full_precision, resolve_targets
 from finetune.families.text_encoding import stack_padded
 from finetune.objectives import LossWeighting, TimestepSampling
+from tests.tiny_models.all import TINY
 
 SIZES = st.integers(1, 5).map(lambda half: 2 * half)
 
@@ -110,3 +112,9 @@ def test_checkpointing_recomputes_that_many_blocks_and_is_undone():
         x.sum().backward()
         assert len(runs) == expected
     assert all("forward" not in vars(block) for block in blocks)
+
+
+def test_counting_parameters_allocates_nothing_not_even_a_table_of_positions():
+    small = dict(TINY["sd3"].build().transformer.config)
+    # 460 TB of positions.
+    assert count_parameters("SD3Transformer2DModel", small | {"pos_embed_max_size": 1_900_000}) == count_parameters("SD3Transformer2DModel", small)
