@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
-from finetune.adapters.text_encoders import attach_encoders, detach_encoders, set_encoder_weights
+from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
 from finetune.offload import take_turns
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
@@ -87,20 +87,26 @@ def encode_texts(base: BaseModel, texts: Sequence[str], dtype: torch.dtype, devi
     """
     pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
     pipeline.to(device)
-    bare, encoded = None, []
-    with torch.no_grad():
-        for adapters in worn:
-            training = [(adapter, weight) for adapter, weight in adapters if adapter.text_encoders]
-            if not training:
-                bare = bare or encode_all(base.family, pipeline, texts)
-                encoded.append(dict(bare))
-                continue
-            for number, (adapter, weight) in enumerate(training):
-                attach_encoders(pipeline, adapter, f"worn{number}", weight)
-            encoded.append(encode_all(base.family, pipeline, texts))
-            detach_encoders(pipeline)
+    encoded = _encoded(base, pipeline, texts, worn)
     del pipeline
     clear_device_cache(garbage_collection=True)
+    return encoded
+
+
+@torch.no_grad()
+def _encoded(base: BaseModel, pipeline: Any, texts: Sequence[str], worn: Sequence[Sequence[tuple[AdapterFile, float]]]) -> list[dict[str, Conditioning]]:
+    """As `encode_texts`, by text encoders that are loaded; what no adapter changes is encoded once."""
+    bare, encoded = None, []
+    for adapters in worn:
+        training = [(adapter, weight) for adapter, weight in adapters if adapter.text_encoders and weight]
+        if not training:
+            bare = bare or encode_all(base.family, pipeline, texts)
+            encoded.append(dict(bare))
+            continue
+        for number, (adapter, weight) in enumerate(training):
+            attach_encoders(pipeline, adapter, f"worn{number}", weight)
+        encoded.append(encode_all(base.family, pipeline, texts))
+        detach_encoders(pipeline)
     return encoded
 
 
@@ -156,21 +162,9 @@ def _encode(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets:
         if rewrite is not None:
             texts = {prompt: rewrite(prompt, lambda text: base.family.token_counts(pipeline, text)) for prompt in texts}
         rewritten = [replace(request, prompt=texts[request.prompt]) for request in requests]
-        encoded = [encode_all(base.family, pipeline, prompts_of(rewritten))] * len(weight_sets)
-        if any(adapter.file.text_encoders for adapter in adapters.values()):
-            encoded = list(_encoded_with_adapters(base, pipeline, adapters, weight_sets, prompts_of(rewritten)))
+        worn = [[(adapter.file, weights.get(name, 0.0)) for name, adapter in adapters.items()] for weights in weight_sets]
+        encoded = _encoded(base, pipeline, prompts_of(rewritten), worn)
         advance(len(prompts_of(requests)))
     del pipeline
     clear_device_cache(garbage_collection=True)
     return rewritten, encoded
-
-
-def _encoded_with_adapters(base: BaseModel, pipeline: Any, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]],
-                           prompts: Sequence[str]) -> Iterator[dict[str, Conditioning]]:
-    """Every text, once a set of strengths, through encoders that carry the adapters."""
-    slots = {slot for adapter in adapters.values() for slot in adapter.file.text_encoders}
-    for name, adapter in adapters.items():
-        attach_encoders(pipeline, adapter.file, name)
-    for weights in weight_sets:
-        set_encoder_weights(pipeline, slots, weights)
-        yield encode_all(base.family, pipeline, prompts)

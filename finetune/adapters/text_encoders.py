@@ -6,12 +6,12 @@ Files name CLIP's layers `text_model.encoder.layers...`, as every reader expects
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile
-from finetune.adapters.attach import attach, detach, set_weights
+from finetune.adapters.attach import attach, detach
 from finetune.adapters.lora import adapter_names
 from finetune.errors import AdapterError
 
@@ -61,10 +61,3 @@ def detach_encoders(pipeline: Any) -> None:
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder") and part is not None and adapter_names(part):
             detach(part)
-
-
-def set_encoder_weights(pipeline: Any, slots: Iterable[str], chosen: Mapping[str, float]) -> None:
-    """The strengths of the adapters on the encoders `slots`; 0 for those that `chosen` does not name."""
-    for slot in slots:
-        encoder = getattr(pipeline, slot)
-        set_weights(encoder, {name: chosen.get(name, 0.0) for name in adapter_names(encoder)})
