@@ -35,7 +35,8 @@ settings.load_profile("ordinary")
 
 
 def _seed_everything() -> None:
-    """The state that is shared by all of a process. A library that nobody has imported yet is left alone: importing torch takes seconds."""
+    """The state that is shared by all of a process. A test begins with the numbers with which its fixtures began: one that
+    needs others than theirs must not draw them. A library that nobody has imported yet is left alone: importing torch takes seconds."""
     random.seed(SEED)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(SEED % 2**32)

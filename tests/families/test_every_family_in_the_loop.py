@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.progress import Progress
 from finetune.errors import Interrupted
 from finetune.recipe import load_recipe
 from finetune.training.run import train
 from tests.tiny_models.all import TINY
+from tests.training.small_job import SignallingProgress
 
 ALWAYS = "sd3"  # one family in the ordinary suite; all of them with `pytest -m thorough`
 NAMES = [name if name == ALWAYS else pytest.param(name, marks=pytest.mark.thorough) for name in TINY]
-
-
-class StopAtSecondStep(Progress):
-    """Ctrl-C while the second step is reported."""
-
-    @contextmanager
-    def phase(self, name, total=None):
-        seen = 0
-
-        def advance(count=1, note=""):
-            nonlocal seen
-            seen += count
-            if name.startswith("train") and seen == 2:
-                signal.raise_signal(signal.SIGINT)
-
-        yield advance
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +37,7 @@ def test_a_stopped_run_goes_on_to_the_adapter_of_an_unbroken_one(name, pictures,
         "samples": {"height": 64, "width": 64, "steps": 2, "prompts": ["a noise"]}}, [])
     whole = train(recipe, tmp_path / "whole", cache_folder=tmp_path / "cache")
     with pytest.raises(Interrupted):
-        train(recipe, tmp_path / "stopped", cache_folder=tmp_path / "cache", progress=StopAtSecondStep())
+        train(recipe, tmp_path / "stopped", cache_folder=tmp_path / "cache", progress=SignallingProgress(2, signal.SIGINT))
     resumed = train(recipe, tmp_path / "stopped", cache_folder=tmp_path / "cache", resume=True)
     assert 0 < resumed.resumed_from < 3 == resumed.steps == whole.steps
     assert resumed.verified.keys == resumed.verified.placed > 0

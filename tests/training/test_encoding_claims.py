@@ -4,7 +4,6 @@ import os
 import signal
 import time
 import traceback
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from finetune.training.encode import encode_everything, latent_keys
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.encoding_claims import Claims
 from finetune.training.training_set import build_training_set
-from tests.training.small_job import small_recipe, write_pictures
+from tests.training.small_job import AtStep, small_recipe, write_pictures
 
 PICTURES = 40
 
@@ -60,24 +59,16 @@ def until(condition, seconds=600):
         time.sleep(0.01)
 
 
-class StoppingProgress(Progress):
+class StoppingProgress(AtStep):
     """Claims one more entry after five pictures and stops this process with it, as if it had been caught in the middle of making it."""
 
     def __init__(self, folder, key):
+        super().__init__(5, "encoding pictures")
         self.claims, self.key = Claims(EncodingCache(folder)), key
 
-    @contextmanager
-    def phase(self, name, total=None):
-        done = 0
-
-        def advance(count=1, note=""):
-            nonlocal done
-            done += count
-            if name == "encoding pictures" and done == 5:
-                assert list(self.claims.unmade([self.key])) == [self.key]
-                os.kill(os.getpid(), signal.SIGSTOP)
-
-        yield advance
+    def act(self):
+        assert list(self.claims.unmade([self.key])) == [self.key]
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def wait_for(children):
