@@ -18,6 +18,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
+# Of the compiler's parts, those whose names others take without compiling anything.
+COMPILER_PARTS = (f"{COMPILER}._trace_wrapped_higher_order_op",)
 
 
 class _UnusedCompiler(ModuleType):
@@ -27,6 +29,7 @@ class _UnusedCompiler(ModuleType):
     def __init__(self, spec: ModuleSpec):
         super().__init__(spec.name)
         self.__spec__, self.__file__ = spec, spec.origin
+        self.eval_frame = _LaterModule(f"{COMPILER}.eval_frame")  # whose class nothing is an instance of that was not compiled
 
     def __getattr__(self, name: str) -> Any:
         # Loaders ask every module for such names; they are no use of the compiler. Importing a part of it asks for its path.
@@ -37,6 +40,8 @@ class _UnusedCompiler(ModuleType):
     def _loaded(self) -> ModuleType:
         if sys.modules.get(COMPILER) is self:
             del sys.modules[COMPILER]
+            for part in COMPILER_PARTS:
+                _drop_stand_in(part)
         return importlib.import_module(COMPILER)
 
     def graph_break(self, *told: Any, **options: Any) -> None:
@@ -45,6 +50,12 @@ class _UnusedCompiler(ModuleType):
 
     def allow_in_graph(self, function: Any) -> Any:
         return function if sys.modules.get(COMPILER) is self else self._loaded().allow_in_graph(function)
+
+    def assume_constant_result(self, function: Any) -> Any:
+        if sys.modules.get(COMPILER) is not self:
+            return self._loaded().assume_constant_result(function)
+        function._dynamo_marked_constant = True  # all that the compiler's own does
+        return function
 
     def disable(self, function: Callable | None = None, recursive: bool = True, **options: Any) -> Callable:
         """Calls `function` itself until the compiler is there, which then gets its say."""
@@ -69,6 +80,7 @@ def defer_compiler() -> None:
     """From here on torch's compiler is loaded by its first use; nothing happens where it is loaded already."""
     if COMPILER not in sys.modules and (spec := importlib.util.find_spec(COMPILER)) is not None:
         sys.modules[COMPILER] = _UnusedCompiler(spec)
+        sys.modules.update({part: _LaterModule(part) for part in COMPILER_PARTS})
 
 
 class _Later:
@@ -78,6 +90,7 @@ class _Later:
         self._module, self._name = module, name
 
     def _found(self) -> Any:
+        _drop_stand_in(self._module)
         return getattr(importlib.import_module(self._module), self._name)
 
     def _is_loaded(self) -> bool:
@@ -121,6 +134,12 @@ class _LaterModule(ModuleType):
         return _Later(self.__name__, name)
 
 
+def _drop_stand_in(module: str) -> None:
+    """Let the next import of `module` find the real one."""
+    if isinstance(sys.modules.get(module), _LaterModule):
+        del sys.modules[module]
+
+
 def defer_part(module: str) -> None:
     """Let `package.part.Name` be written where nobody has imported `package.part` yet; importing it puts the real one in place."""
     package, _, part = module.rpartition(".")
@@ -157,6 +176,18 @@ def names_later(library: str, *modules: str) -> Iterator[None]:
         yield
     finally:
         package.__class__ = plain
-        for name, stand_in in stand_ins.items():
-            if sys.modules.get(name) is stand_in:
-                del sys.modules[name]
+        for name in stand_ins:
+            _drop_stand_in(name)
+
+
+def one_process_only() -> None:
+    """Let transformers take this torch for one that was built without `torch.distributed`, so that its models load nothing for
+    being divided. Nothing happens where they are loaded already."""
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    for place in ("transformers.utils.import_utils", "transformers.utils"):
+        importlib.import_module(place).is_torch_distributed_available = _never  # type: ignore[attr-defined]
+
+
+def _never() -> bool:
+    return False

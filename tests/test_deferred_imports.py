@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later, one_process_only
 
 PACKAGE = """
 import importlib, sys, types
@@ -104,3 +105,54 @@ def test_a_compiler_that_is_there_stays() -> None:
     real = importlib.import_module(COMPILER)
     defer_compiler()
     assert sys.modules[COMPILER] is real
+
+
+# What libraries take from torch's compiler without compiling; then something is compiled after all.
+NAMED_AND_USED = """
+import sys
+from finetune.deferred_imports import defer_compiler
+import torch
+defer_compiler()
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+@torch._dynamo.assume_constant_result
+def constant():
+    return 3
+
+assert constant._dynamo_marked_constant and not isinstance(torch.nn.Linear(1, 1), torch._dynamo.eval_frame.OptimizedModule)
+assert "torch._dynamo.config" not in sys.modules, "nothing was compiled"
+with TransformGetItemToIndex():
+    assert "torch._dynamo.config" in sys.modules
+import torch._dynamo._trace_wrapped_higher_order_op as real
+assert hasattr(real, "__file__") and isinstance(torch.compile(torch.nn.Linear(1, 1), backend="eager"), torch._dynamo.eval_frame.OptimizedModule)
+"""
+
+
+def test_names_of_the_compiler_are_taken_without_it_and_work_when_they_are_used() -> None:
+    subprocess.run([sys.executable, "-c", NAMED_AND_USED], check=True)
+
+
+UNDIVIDED = """
+import sys
+from finetune.deferred_imports import one_process_only
+one_process_only()
+from transformers import BertConfig, BertModel
+model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=8))
+model.save_pretrained(sys.argv[1])
+again = BertModel.from_pretrained(sys.argv[1], local_files_only=True)
+assert all(value.equal(again.state_dict()[name]) for name, value in model.state_dict().items())
+assert not hasattr(sys.modules["transformers.distributed.sharding_utils"], "DTensor"), "it took no notice of what divides models"
+import torch
+assert torch.distributed.is_available(), "torch itself is as it was"
+"""
+
+
+def test_models_of_one_process_are_loaded_without_what_divides_them(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", UNDIVIDED, str(tmp_path)], check=True)
+
+
+def test_models_that_are_loaded_already_keep_what_they_were_told() -> None:
+    importlib.import_module("transformers.modeling_utils")
+    told = importlib.import_module("transformers.utils.import_utils").is_torch_distributed_available
+    one_process_only()
+    assert importlib.import_module("transformers.utils.import_utils").is_torch_distributed_available is told

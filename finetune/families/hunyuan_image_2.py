@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import tencent
@@ -101,6 +102,7 @@ class HunyuanImage2:
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         # The library's own checkpointing raises TypeError: it takes no arguments by name (diffusers 0.42.1).
         checkpoint_blocks([*transformer.transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)
+        lean_norms.install(transformer)
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.qwen_image import JOINT
 from finetune.families.image_encoding import count_parameters, one_frame_latents
@@ -109,6 +110,7 @@ class HunyuanVideo15:
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
+        lean_norms.install(transformer)
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.families import last_blocks, lean_attention
+from finetune.families import last_blocks, lean_attention, lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters
 from finetune.families.licences import APACHE
@@ -90,6 +90,7 @@ class QwenImage:
         lean_attention.install(transformer.modules(), "QwenDoubleStreamAttnProcessor2_0", lean_attention.QwenAttention())
         last_blocks.shorten_qwen(transformer)
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
+        lean_norms.install(transformer)
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.families import lean_attention
+from finetune.families import lean_attention, lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -97,6 +97,7 @@ class StableDiffusion3:
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         lean_attention.install(transformer.modules(), "JointAttnProcessor2_0", lean_attention.JointAttention())
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
+        lean_norms.install(transformer)
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

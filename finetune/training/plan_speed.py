@@ -18,7 +18,7 @@ from finetune.training.plan_model import StepCost
 from finetune.training.plan_tracing import trace
 
 # Of each probe; there are six, and one more for weights that are expanded.
-PROBE_SECONDS = 0.1
+PROBE_SECONDS = 0.04
 # Between two looks at the clock, at least.
 LOOK_SECONDS = 0.002
 # Tokens that attention is probed with at most, and numbers of the vectors and the weight of the other probes.

@@ -12,7 +12,7 @@ from tests.families.battery import Specimen, close
 from tests.tiny_models.all import TINY
 
 # Families whose training form differs from the library's.
-LEAN = ("flux_dev", "flux_schnell", "sd3", "sana", "qwen_image", "z_image")
+LEAN = ("flux_dev", "flux_schnell", "sd3", "sana", "qwen_image", "z_image", "hunyuan_image_2", "lumina2", "hunyuan_video", "hunyuan_video_15")
 
 
 def trained_once(specimen: Specimen, prepared: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

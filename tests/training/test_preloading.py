@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune.training.preloading import wants_scipy
+from tests.tiny_models.all import TINY
 
 # One optimizer step on a LoRA, in a process of its own, after the imports of a run.
 FIRST_STEP = """
@@ -58,6 +59,29 @@ optimizer.zero_grad()
 from diffusers import AutoencoderKL, FluxPipeline
 print(json.dumps([before, isinstance(bert, tuners_utils.PreTrainedModel), isinstance(model, tuners_utils.PreTrainedModel), *compiler]))
 """
+
+
+# Text and picture encoders in a pipeline, as encoding loads them: neither the compiler nor what divides models comes along.
+ENCODING = """
+import json, sys
+from pathlib import Path
+import torch
+from finetune.training.preloading import late_imports
+with late_imports(Path(sys.argv[1])):
+    pass
+from finetune.families.sd3 import FAMILY
+pipeline = FAMILY.load(Path(sys.argv[1]), frozenset({"text"}), torch.float32)
+FAMILY.encode_prompts(pipeline, ["a disc"])
+pictures = FAMILY.load(Path(sys.argv[1]), frozenset({"vae"}), torch.float32)
+FAMILY.encode_images(pictures, torch.zeros(1, 3, 64, 64))
+print(json.dumps([name for name in ("torch._dynamo.config", "torch.distributed.tensor", "torch.onnx", "torch._inductor", "transformers.modeling_utils") if name in sys.modules]))
+"""
+
+
+def test_encoding_needs_neither_the_compiler_nor_what_divides_models(tmp_path: Path) -> None:
+    TINY["sd3"].build().save_pretrained(tmp_path)
+    output = subprocess.run([sys.executable, "-c", ENCODING, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output.splitlines()[-1]) == ["transformers.modeling_utils"]
 
 
 def test_what_is_left_out_comes_when_it_is_used() -> None:
