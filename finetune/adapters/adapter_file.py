@@ -35,7 +35,7 @@ class AdapterFile:
     for DoRA also `<module>.lora_magnitude_vector` (out,); or the tensors of another form (`finetune.adapters.forms`).
     metadata: header texts as found; of a stranger's file nothing in it is to be believed.
     text_encoders: "text_encoder", "text_encoder_2" ... -> the same kind of tensors, where a file trains them.
-    layout, family: what the file was recognised as.  scales: module -> alpha / rank as the file said it, where it was not
+    layout, family: what the file was recognised as.  alternatives: other families whose layers it fits as well.  scales: module -> alpha / rank as the file said it, where it was not
     1; already in B.  notes: what was normalised or left out on reading, for the user.
     """
 
@@ -44,6 +44,7 @@ class AdapterFile:
     text_encoders: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     layout: str = "diffusers"
     family: str | None = None
+    alternatives: tuple[str, ...] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -217,11 +218,13 @@ def write_adapter(path: Path | str, adapter: AdapterFile) -> Path:
     from finetune.adapters.tensor_files import dtype_name, write_tensors
 
     path = Path(path)
-    check_tensors(adapter.tensors, str(path))
+    for part in (adapter.tensors, *adapter.text_encoders.values()):
+        if part or not adapter.text_encoders:
+            check_tensors(part, str(path))
     if adapter.form is not LORA:
         return _write_peft_form(path, adapter)
     tensors = {FILE_PREFIX + key: value for key, value in adapter.tensors.items()}
-    settings = peft_settings(adapter.tensors, FILE_PREFIX)
+    settings = peft_settings(adapter.tensors, FILE_PREFIX) if adapter.tensors else {}
     for part, values in adapter.text_encoders.items():
         tensors |= {f"{part}.{key}": value for key, value in values.items()}
         # Newer transformers have no `text_model` in some encoders; without it peft's suffixes fit both.

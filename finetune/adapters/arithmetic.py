@@ -1,7 +1,8 @@
 """Arithmetic on adapters, module by module: scale, add, merge, resize, subtract, compare. What it costs is stated.
 
-All of it works on delta W = B @ A. Where a result needs a smaller rank than is exact, the best one is taken and its
-relative Frobenius error reported; nothing is cut in silence.
+All of it works on delta W = B @ A, of text encoders as of the transformer; what is said of an encoder's module is said under its
+name in a file, `text_encoder.text_model...`. Where a result needs a smaller rank than is exact, the best one is taken and
+its relative Frobenius error reported; nothing is cut in silence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from finetune.adapters import factors
 from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, OFT
 from finetune.adapters.lycoris import as_lora
+from finetune.adapters.text_encoders import joined, parted
 from finetune.adapters.weight_change import delta
 from finetune.errors import AdapterError
 from finetune.randomness import generator
@@ -63,7 +65,7 @@ def rescale(adapter: AdapterFile, factor: float) -> AdapterFile:
 
 
 def _no_dora(*adapters: AdapterFile) -> None:
-    if any(adapter.uses_dora for adapter in adapters):
+    if any(joined(adapter).uses_dora for adapter in adapters):
         raise AdapterError("DoRA magnitudes do not add up or scale", fix="bake the adapter into its base instead")
     if any(adapter.form is OFT for adapter in adapters):
         raise AdapterError("the turns of an OFT adapter do not add up or scale", fix="bake the adapter into its base instead")
@@ -71,7 +73,7 @@ def _no_dora(*adapters: AdapterFile) -> None:
 
 def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None = None, density: float = 0.5, seed: int = 0,
           progress: Progress | None = None) -> Result:
-    """Several adapters as one.
+    """Several adapters as one. A module that only some of them have, of a text encoder too, is the sum of those.
 
     method: "concat" the weighted sum, exact, ranks add up; "linear" the same at the largest rank that came in;
     "svd" the same at `rank`; "ties" (Yadav et al. 2023) and "dare" (Yu et al. 2024) drop entries of delta W by size or
@@ -82,21 +84,22 @@ def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None
         raise AdapterError(f"no way of merging is called {method!r}", fix=f"one of {', '.join(METHODS)}")
     if len(parts) < 1 or not 0 < density <= 1 or (rank is not None and rank < 1):
         raise AdapterError("merging needs adapters, a density above 0 and at most 1, and a rank of at least 1")
-    parts = [replace(part, adapter=as_lora(part.adapter)) for part in parts]
+    parts = [replace(part, adapter=joined(as_lora(part.adapter))) for part in parts]
     notes = [*(note for part in parts for note in part.adapter.notes if "written out" in note), *_check_together(parts)]
     usual = max(max(part.adapter.ranks.values()) for part in parts)
     modules = sorted({module for part in parts for module in part.adapter.modules})
-    result = Result(AdapterFile({}, family=parts[0].adapter.family), notes=notes)
+    families = _families([part.adapter for part in parts])
+    result = Result(AdapterFile({}, family=families[0] if families else None, alternatives=tuple(families[1:])), notes=notes)
     tensors: dict[str, Tensor] = {}
     with (progress or Progress()).phase("merging", len(modules)) as advance:
         for module in modules:
-            present = [(number, part) for number, part in enumerate(parts) if module in part.adapter.ranks]
+            present = [(number, part) for number, part in enumerate(parts) if module + A_SUFFIX in part.adapter.tensors]
             a, b, error = _merge_module(module, present, method, rank or usual, density, seed)
             tensors |= {module + A_SUFFIX: a, module + B_SUFFIX: b}
             if error > 0:
                 result.errors[module] = error
             advance(1, module)
-    result.adapter = AdapterFile(tensors, family=parts[0].adapter.family)
+    result.adapter = parted(replace(result.adapter, tensors=tensors))
     return result
 
 
@@ -105,11 +108,7 @@ def _check_together(parts: Sequence[Weighted]) -> list[str]:
     _no_dora(*adapters)
     if any(not math.isfinite(part.weight) for part in parts):
         raise AdapterError("a weight is not finite")
-    if any(adapter.text_encoders for adapter in adapters):
-        raise AdapterError("an adapter also trains a text encoder, which merging does not cover")
-    families = {adapter.family for adapter in adapters if adapter.family}
-    if len(families) > 1:
-        raise AdapterError(f"the adapters belong to different models: {', '.join(sorted(families))}")
+    _families(adapters)
     shapes: dict[str, tuple[int, ...]] = {}
     for adapter in adapters:
         for module in adapter.modules:
@@ -119,6 +118,15 @@ def _check_together(parts: Sequence[Weighted]) -> list[str]:
                 raise AdapterError(f"{module} has {shape} in one adapter and {shapes[module]} in another", fix="they were made for different models")
     bases = {str(adapter.provenance["base_model"]) for adapter in adapters if adapter.provenance.get("base_model")}
     return [f"the adapters were trained on different bases: {', '.join(sorted(bases))}"] if len(bases) > 1 else []
+
+
+def _families(adapters: Sequence[AdapterFile]) -> list[str]:
+    """The families that all of them fit, the likeliest first; none where nothing was recognised."""
+    fitting = [(adapter.family, *adapter.alternatives) for adapter in adapters if adapter.family]
+    common = [name for name in min(fitting, key=len, default=()) if all(name in each for each in fitting)]
+    if fitting and not common:
+        raise AdapterError(f"the adapters belong to different models: {', '.join(sorted({each[0] for each in fitting}))}")
+    return common
 
 
 def _merge_module(module: str, present: Sequence[tuple[int, Weighted]], method: str, rank: int, density: float, seed: int) -> tuple[Tensor, Tensor, float]:
@@ -202,7 +210,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
         raise AdapterError("a rank is at least 1, an energy above 0 and at most 1")
     _no_dora(adapter)
-    adapter = as_lora(adapter)
+    adapter = joined(as_lora(adapter))
     tensors, errors = dict(adapter.tensors), {}
     with (progress or Progress()).phase("resizing", len(adapter.modules)) as advance:
         for module in adapter.modules:
@@ -213,7 +221,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
             if wanted < a.shape[0]:
                 tensors[module + A_SUFFIX], tensors[module + B_SUFFIX], errors[module] = factors.truncate(a, b, wanted)
             advance(1, module)
-    return Result(replace(adapter, tensors=tensors), errors)
+    return Result(parted(replace(adapter, tensors=tensors)), errors)
 
 
 def subtract(left: AdapterFile, right: AdapterFile, weight: float = 1.0) -> Result:
@@ -235,7 +243,7 @@ class Comparison:
 
 def compare(left: AdapterFile, right: AdapterFile) -> Comparison:
     """How alike two adapters are, from their factors alone: <dW1, dW2> = sum((B1' B2) * (A1 A2'))."""
-    left, right = as_lora(left), as_lora(right)
+    left, right = joined(as_lora(left)), joined(as_lora(right))
     cosines: dict[str, float] = {}
     dots = left_squares = right_squares = 0.0
     for module in left.modules:
@@ -260,4 +268,5 @@ def inner(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
 
 def norm(adapter: AdapterFile) -> float:
     """Frobenius norm of all delta W together."""
+    adapter = joined(adapter)
     return math.sqrt(sum(max(0.0, inner(adapter.pair(module), adapter.pair(module))) for module in adapter.modules))

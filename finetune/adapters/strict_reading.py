@@ -80,7 +80,7 @@ def read_strictly(path: Path, key_maps: Mapping[str, KeyMap], family: str | None
             notes += check_tensors(part, str(path))
     if encoders:
         notes.append(f"also trains {', '.join(sorted(encoders))}")
-    return AdapterFile(tensors, metadata, encoders, detection.layout, detection.family, work.scales, tuple(notes))
+    return AdapterFile(tensors, metadata, encoders, detection.layout, detection.family, detection.alternatives, work.scales, tuple(notes))
 
 
 def _split_qkv_note(modules: list[str], metadata: Mapping[str, str], as_trained: bool) -> list[str]:

@@ -1,4 +1,5 @@
-"""The part of an adapter that sits on a pipeline's text encoders: its names, and putting it into encoders that are loaded.
+"""The part of an adapter that sits on a pipeline's text encoders: its names, beside the transformer's or apart from them, and
+putting it into encoders that are loaded.
 
 Files name CLIP's layers `text_model.encoder.layers...`, as every reader expects. Newer transformers have dropped
 `text_model` from some of their models, so names are fitted to the encoder at hand.
@@ -6,6 +7,7 @@ Files name CLIP's layers `text_model.encoder.layers...`, as every reader expects
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,27 @@ if TYPE_CHECKING:
 
 FLAT = "encoder.layers."
 NESTED = "text_model."
+OF_ENCODER = re.compile(r"(text_encoder(?:_\d+)?)\.(.+)")
 
 
 def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names that files have."""
     return {NESTED + key if key.startswith(FLAT) else key: value for key, value in tensors.items()}
+
+
+def joined(adapter: AdapterFile) -> AdapterFile:
+    """The adapter with all its tensors in `tensors`, those of encoders under their names in a file, `text_encoder.text_model...`."""
+    encoders = {f"{slot}.{key}": value for slot, part in adapter.text_encoders.items() for key, value in canonical_names(part).items()}
+    return replace(adapter, tensors={**adapter.tensors, **encoders}, text_encoders={})
+
+
+def parted(adapter: AdapterFile) -> AdapterFile:
+    """What `joined` was made of."""
+    encoders: dict[str, dict[str, Tensor]] = {}
+    for key, value in adapter.tensors.items():
+        if found := OF_ENCODER.fullmatch(key):
+            encoders.setdefault(found[1], {})[found[2]] = value
+    return replace(adapter, tensors={key: value for key, value in adapter.tensors.items() if not OF_ENCODER.fullmatch(key)}, text_encoders=encoders)
 
 
 def is_nested(encoder: nn.Module) -> bool:

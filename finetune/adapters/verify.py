@@ -65,7 +65,7 @@ def verify_adapter(path: Path | str, fresh_model: nn.Module, run: Callable[[nn.M
     """
     adapter = read_adapter(path, key_maps)
     if trained is not None:
-        _same_tensors(adapter, trained, str(path))
+        same_tensors(adapter, trained, str(path))
     return prove_on(adapter, fresh_model, run, str(path), seen)
 
 
@@ -94,7 +94,8 @@ def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Mod
     return VerifyResult(keys, placed * keys // len(adapter.modules), True, change, None if bake_error is None else True, bake_error, True)
 
 
-def _same_tensors(adapter: AdapterFile, trained: AdapterFile, where: str) -> None:
+def same_tensors(adapter: AdapterFile, trained: AdapterFile, where: str) -> None:
+    """The file's tensors are those in memory, text encoders' too. Raises VerifyError that names the first that is not."""
     found, wanted = _all_tensors(adapter), _all_tensors(trained)
     if set(found) != set(wanted):
         odd = sorted(set(found) ^ set(wanted))

@@ -169,14 +169,18 @@ def _must_be_free(out: Path) -> None:
 
 
 def _write(out: Path, adapter: AdapterFile, errors: dict[str, float], notes: list[str], json: bool, **more: Any) -> None:
-    from finetune.adapters.adapter_file import write_adapter
+    from finetune.adapters.adapter_file import read_adapter, write_adapter
+    from finetune.adapters.text_encoders import joined
+    from finetune.adapters.verify import same_tensors
 
     _must_be_free(out)
     write_adapter(out, adapter)
+    same_tensors(read_adapter(out), adapter, str(out))
     if adapter.provenance.get("without"):
         notes = [*notes, f"the {adapter.provenance['without']} of the sources are not in the result"]
-    ranks = adapter.ranks.values()
+    ranks, encoders = joined(adapter).ranks.values(), {slot: len(adapter.part(slot).modules) for slot in sorted(adapter.text_encoders)}
     worst = max(errors, key=errors.__getitem__) if errors else None
     cost = f"largest relative error {errors[worst]:.4f} ({worst})" if worst else "exact"
-    data = {"path": out, "modules": len(adapter.ranks), "rank_largest": max(ranks), "rank_smallest": min(ranks), "errors": errors, "notes": notes, **more}
-    emit(data, [f"{out}  ({len(adapter.ranks)} modules, rank {min(ranks)} to {max(ranks)})", cost, *(f"note: {note}" for note in notes)], json=json)
+    data = {"path": out, "modules": len(adapter.ranks), "text_encoders": encoders, "rank_largest": max(ranks), "rank_smallest": min(ranks), "errors": errors, "notes": notes, **more}
+    counts = ", ".join([f"{len(adapter.ranks)} modules", *(f"{count} of {slot}" for slot, count in encoders.items())])
+    emit(data, [f"{out}  ({counts}, rank {min(ranks)} to {max(ranks)})", cost, *(f"note: {note}" for note in notes)], json=json)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from finetune.adapters.adapter_file import read_adapter, write_adapter
+from finetune.adapters.text_encoders import attach_encoders
+from finetune.families import registry
 from finetune.families.key_layouts import KEY_MAPS
 from tests.adapters.made_files import delta_of, pair, write
 from tests.adapters.small_model import trained_adapter
+from tests.tiny_models.text_adapters import drawn_lora, write_text_adapter
 
 
 @pytest.fixture
@@ -115,6 +119,27 @@ def test_merge_bake_extract_and_compare(brushwork, adapters, base, tmp_path):
     assert code == 0 and max(json.loads(out)["errors"].values(), default=0) < 1e-3
     code, out = brushwork("adapter", "compare", tmp_path / "m.safetensors", tmp_path / "x.safetensors", "--json")
     assert code == 0 and json.loads(out)["cosine"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_adapters_with_text_encoders_are_merged_and_proven_on_their_base(brushwork, tmp_path):
+    from tests.tiny_models.sd3 import build
+
+    pipeline, family, base, merged = build(), registry.family("sd3"), tmp_path / "base", tmp_path / "merged.safetensors"
+    pipeline.save_pretrained(base)
+    both = write_text_adapter(pipeline, family, tmp_path / "both")
+    transformer_only = write_adapter(tmp_path / "plain.safetensors", drawn_lora(pipeline.transformer, r".*\.attn\.to_k"))
+    code, out = brushwork("adapter", "merge", f"{both}:0.5", f"{both}:0.25", transformer_only, "--out", merged, "--json")
+    assert code == 0, out
+    assert set(json.loads(out)["text_encoders"]) == set(family.facts.trainable_encoders)
+    code, out = brushwork("adapter", "verify", merged, "--base", base, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["keys"] == told["placed"] and told["changed"] and told["baked_equals_attached"] and told["restored"]
+    attach_encoders(pipeline, read_adapter(both), "one", 0.75)
+    wanted = family.encode_prompts(pipeline, ["a red cat"])[0].tensors
+    stock = build()
+    stock.load_lora_weights(str(tmp_path), weight_name=merged.name)
+    for key, value in family.encode_prompts(stock, ["a red cat"])[0].tensors.items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-5, rtol=1e-5)
 
 
 def test_resize_rescale_subtract(brushwork, adapters, tmp_path):

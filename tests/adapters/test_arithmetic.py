@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from finetune.adapters import arithmetic
-from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.adapter_file import AdapterFile, read_adapter, write_adapter
 from finetune.adapters.arithmetic import Weighted
+from finetune.adapters.text_encoders import joined
 from finetune.errors import AdapterError
 from tests.adapters.made_files import delta_of
 
@@ -140,6 +141,56 @@ def test_comparing_names_what_only_one_has():
     assert (found.left_only, found.right_only, list(found.modules)) == (["x"], ["z"], ["y"])
 
 
+LAYER = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def with_encoders(rank: int = 4, seed: int = 0, slots=("text_encoder",), layer: str = LAYER) -> AdapterFile:
+    encoders = {slot: adapter(rank, seed + 100 + number, (layer,)).tensors for number, slot in enumerate(slots)}
+    one = adapter(rank, seed)
+    return AdapterFile(one.tensors, text_encoders=encoders)
+
+
+@pytest.mark.parametrize("method", arithmetic.METHODS)
+def test_text_encoders_are_merged_as_the_transformer_is(method):
+    first, second = with_encoders(4, 1, ("text_encoder", "text_encoder_2")), with_encoders(3, 2)
+    result = arithmetic.merge([Weighted(first, 0.5), Weighted(second, -2.0)], method, rank=None if method == "concat" else 5, seed=3, density=0.7)
+    as_one = arithmetic.merge([Weighted(joined(first), 0.5), Weighted(joined(second), -2.0)], method, rank=None if method == "concat" else 5, seed=3, density=0.7)
+    assert list(result.adapter.text_encoders) == ["text_encoder", "text_encoder_2"] and result.errors == as_one.errors
+    assert joined(result.adapter).ranks == {"a.one": 7, "a.two": 7, f"text_encoder.{LAYER}": 7, f"text_encoder_2.{LAYER}": 4} if method == "concat" else result.errors
+    exact = 0.5 * delta_of(first.part("text_encoder"), LAYER) - 2.0 * delta_of(second.part("text_encoder"), LAYER)
+    distance = float((delta_of(result.adapter.part("text_encoder"), LAYER) - exact).norm() / exact.norm())
+    if method in ("concat", "linear", "svd"):
+        assert distance == pytest.approx(result.errors.get(f"text_encoder.{LAYER}", 0.0), abs=1e-5)
+
+
+def test_text_encoders_that_one_adapter_trains_count_with_its_weight():
+    result = arithmetic.merge([Weighted(adapter(2, 1), 3.0), Weighted(with_encoders(4, 2), 0.5)])
+    assert_close(delta_of(result.adapter.part("text_encoder"), LAYER), 0.5 * delta_of(with_encoders(4, 2).part("text_encoder"), LAYER))
+    alone = AdapterFile({}, text_encoders=with_encoders(4, 2).text_encoders)
+    assert arithmetic.merge([Weighted(alone, 1.0)]).adapter.tensors == {}
+
+
+def test_a_text_encoder_is_the_same_whether_a_file_says_text_model_or_not():
+    result = arithmetic.merge([Weighted(with_encoders(2, 1), 1.0), Weighted(with_encoders(3, 1, layer=LAYER.removeprefix("text_model.")), 1.0)])
+    assert result.adapter.part("text_encoder").ranks == {LAYER: 5}
+
+
+def test_text_encoders_are_resized_compared_and_rescaled_too():
+    one = with_encoders(6, 1)
+    small = arithmetic.resize(one, rank=2)
+    assert set(joined(small.adapter).ranks.values()) == {2} and f"text_encoder.{LAYER}" in small.errors
+    assert arithmetic.compare(one, AdapterFile(one.tensors)).left_only == [f"text_encoder.{LAYER}"]
+    assert arithmetic.norm(one) > 1.1 * arithmetic.norm(AdapterFile(one.tensors))
+    assert arithmetic.norm(arithmetic.rescale(one, 2.0)) == pytest.approx(2 * arithmetic.norm(one))
+    assert arithmetic.norm(arithmetic.subtract(one, one).adapter) < 1e-4
+
+
+def test_an_adapter_of_text_encoders_alone_is_written_and_read_back(tmp_path):
+    alone = AdapterFile({}, text_encoders=with_encoders(4, 2).text_encoders)
+    found = read_adapter(write_adapter(tmp_path / "a.safetensors", alone))
+    assert not found.tensors and found.part("text_encoder").ranks == {LAYER: 4}
+
+
 DORA = adapter(2, 1, ("x",))
 DORA = AdapterFile({**DORA.tensors, "x.lora_magnitude_vector": torch.ones(20)})
 
@@ -148,12 +199,19 @@ DORA = AdapterFile({**DORA.tensors, "x.lora_magnitude_vector": torch.ones(20)})
     ([Weighted(adapter(family="flux"), 1.0), Weighted(adapter(family="sd3"), 1.0)], "different models"),
     ([Weighted(adapter(), 1.0), Weighted(adapter(outputs=21), 1.0)], "in one adapter"),
     ([Weighted(DORA, 1.0)], "DoRA"),
+    ([Weighted(AdapterFile(adapter().tensors, text_encoders={"text_encoder": DORA.tensors}), 1.0)], "DoRA"),
+    ([Weighted(with_encoders(), 1.0), Weighted(AdapterFile(adapter().tensors, text_encoders={"text_encoder": adapter(outputs=21, modules=(LAYER,)).tensors}), 1.0)], f"text_encoder.{LAYER} has"),
     ([Weighted(adapter(), float("nan"))], "not finite"),
     ([], "needs adapters"),
 ])
 def test_what_cannot_be_merged_is_refused(parts, said):
     with pytest.raises(AdapterError, match=said):
         arithmetic.merge(parts)
+
+
+def test_an_adapter_that_fits_several_families_is_merged_with_one_of_any_of_them():
+    parts = [Weighted(adapter(family="flux", alternatives=("sd3", "chroma")), 1.0), Weighted(adapter(family="sd3"), 1.0)]
+    assert arithmetic.merge(parts).adapter.family == "sd3"
 
 
 def test_different_bases_are_merged_with_a_warning():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,8 @@ class TrainedModel:
 
         learned = collect_lora(self.transformer)
         if settings.start:
-            start = read_adapter(Path(settings.start), KEY_MAPS)
-            learned = merge([Weighted(replace(start, text_encoders={}), 1.0), Weighted(learned, 1.0)]).adapter
-            # What the start trains of the text encoders is not learned on; it goes along as it is.
-            learned = replace(learned, text_encoders=start.text_encoders)
+            # What the start trains of the text encoders is not learned on; in the sum it stays as it is.
+            learned = merge([Weighted(read_adapter(Path(settings.start), KEY_MAPS), 1.0), Weighted(learned, 1.0)]).adapter
         import hashlib
 
         return learned.with_provenance(
