@@ -133,8 +133,7 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
         take_turns(pipeline, device)
     negatives = {request.negative for request in requests}
     for weights, conditionings in zip(weight_sets, encoded, strict=True):
-        if adapters:
-            set_weights(pipeline.transformer, {name: weights.get(name, 0.0) for name in adapters})
+        set_weights(pipeline.transformer, {name: weights.get(name, 0.0) for name, adapter in adapters.items() if adapter.file.tensors})
         active = next((found for name, found in tokens.items() if weights.get(name)), None)
         pictures = draw(base.family, pipeline, rewritten, conditionings_with_tokens(conditionings, active, negatives), batch_size=batch_size, progress=progress)
         for asked, request, image in zip(requests, rewritten, pictures, strict=True):

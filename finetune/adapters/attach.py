@@ -51,7 +51,8 @@ def _shown(shape: tuple[int, ...]) -> str:
 def attach(model: nn.Module, adapter: AdapterFile, name: str, weight: float = 1.0) -> int:
     """Add `adapter` to `model` under `name` at strength `weight`, beside those already there; return its module count.
 
-    An adapter that also trains text encoders is refused: those parts are for `text_encoders.attach_encoders`.
+    An adapter that also trains text encoders is refused: those parts are for `text_encoders.attach_encoders`. One without a
+    tensor for `model` leaves it without the name.
 
     On any error the model is left as it was: AdapterError when the adapter does not fit, the name is taken or the weight
     is not finite. Nothing of the base is written, whatever the file contains.
@@ -61,6 +62,8 @@ def attach(model: nn.Module, adapter: AdapterFile, name: str, weight: float = 1.
     _check_weight(weight)
     if adapter.text_encoders:
         raise AdapterError(f"the adapter also trains {', '.join(sorted(adapter.text_encoders))}, which is not loaded here", fix="`brushwork generate` draws with all of it")
+    if not adapter.tensors:
+        return 0
     check_fit(adapter, weight_shapes(model))
     adapter = _beside_others(model, adapter)
     present = weights(model)

@@ -50,7 +50,7 @@ def _inspection_lines(found: dict[str, Any], every_module: bool) -> list[str]:
         f"file       {found['path']}  ({found['bytes'] / 2**20:.2f} MiB, {found['tensors']} tensors, {', '.join(found['dtypes'])})",
         f"family     {family}",
         f"layout     {found['layout']}, {'DoRA' if found['dora'] else found['form']}",
-        f"modules    {len(found['modules'])}, rank {', '.join(f'{rank} ({count}x)' for rank, count in sorted(found['ranks'].items()))}, norm of all {found['norm']:.4g}",
+        f"modules    {len(found['modules'])}" + (f", rank {', '.join(f'{rank} ({count}x)' for rank, count in sorted(found['ranks'].items()))}, norm of all {found['norm']:.4g}" if found["modules"] else ""),
         f"conspicuous  {len(found['dead'])} dead, {len(found['exploding'])} exploding",
         *(f"trains too {name} ({count} modules)" for name, count in found["text_encoders"].items()),
         f"trigger    {found['trigger'] or '-'}",

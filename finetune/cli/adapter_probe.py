@@ -28,7 +28,7 @@ def prove(adapter: AdapterFile, file: Path, base: str, revision: str | None, pro
     from finetune.training.text_training import prove_encoders, together
 
     found, pipeline, conditionings, run = load_for_probe(base, revision, progress, adapter, file)
-    proofs = [prove_on(adapter, pipeline.transformer, run, str(file))]
+    proofs = [prove_on(adapter, pipeline.transformer, run, str(file))] if adapter.tensors else []
     if adapter.text_encoders:
         dtype = torch.bfloat16 if pipeline.transformer.device.type == "cuda" else torch.float32
         proofs.append(prove_encoders(found, pipeline, adapter, SimpleNamespace(conditioning=lambda _: conditionings[0]), PROMPT, dtype, str(file))[0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.text_encoders import attach_encoders
@@ -140,6 +142,21 @@ def test_adapters_with_text_encoders_are_merged_and_proven_on_their_base(brushwo
     stock.load_lora_weights(str(tmp_path), weight_name=merged.name)
     for key, value in family.encode_prompts(stock, ["a red cat"])[0].tensors.items():
         torch.testing.assert_close(value, wanted[key], atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_text_encoders_alone_is_proven_and_drawn_with(brushwork, tmp_path):
+    from tests.tiny_models.sd3 import build
+
+    pipeline, base, alone = build(), tmp_path / "base", tmp_path / "alone.safetensors"
+    pipeline.save_pretrained(base)
+    write_adapter(alone, replace(read_adapter(write_text_adapter(pipeline, registry.family("sd3"), tmp_path / "both")), tensors={}))
+    code, out = brushwork("adapter", "verify", alone, "--base", base, "--json")
+    assert code == 0 and json.loads(out)["placed"] == json.loads(out)["keys"] == 32
+    drawn = []
+    for name, adapter in (("with", ["--adapter", alone]), ("without", [])):
+        assert brushwork("generate", "--base", base, *adapter, "--prompt", "a cat", "--steps", 1, "--size", "32x32", "--out", tmp_path / name)[0] == 0
+        drawn.append(Image.open(next((tmp_path / name).glob("*.png"))).tobytes())
+    assert drawn[0] != drawn[1]
 
 
 def test_resize_rescale_subtract(brushwork, adapters, tmp_path):
