@@ -171,10 +171,11 @@ class SampleSettings(Section):
 
 
 class ValidationSettings(Section):
-    """Pictures that are never trained: the loss on them says when there is nothing more to learn."""
+    """Pictures that are never trained: the loss on them says when there is nothing more to learn. Each counts as it would if it
+    were trained, with the weight and the repeats of its folder."""
 
-    folder: Folder | None = setting(None, "Folder of held-out pictures with captions; a picture that is also in data.folder is not trained.")
-    share: float = setting(0.0, "Share of the pictures of data.folder that is held out, at least one; drawn by training.seed. Pictures whose layout says so are held out anyway.",
+    folder: Folder | None = setting(None, "Folder of held-out pictures with captions; a picture that is also in data.folder or data.also is not trained, and counts with that folder's weight and repeats.")
+    share: float = setting(0.0, "Share of the pictures of data.folder and data.also that is held out, at least one; drawn by training.seed. Pictures whose layout says so are held out anyway.",
                            "share", ge=0, lt=1)
     every: int = setting(100, "The loss on held-out pictures is measured after this many steps, and after the last one.", "optimizer steps", ge=1, le=10_000_000)
     levels: int = setting(4, "Noise levels at which each held-out picture is measured; all pictures together cover the density evenly.", "levels", ge=1, le=1000)

@@ -36,9 +36,11 @@ def fixed_job(job: TrainingJob, purpose: str) -> TrainingJob:
 
 def fixed_loss(job: TrainingJob, pictures: Sequence[int], levels: int, purpose: str) -> float:
     """Mean loss over `pictures` at `levels` noise levels each; noise, levels and captions are the same at every call for the
-    same `purpose`, and what the loss weighs is what training weighs. Several processes share the work."""
+    same `purpose`. What the loss weighs is what training weighs, and a picture that training sees three times counts three
+    times. Several processes share the work."""
     looking = fixed_job(job, purpose)
     buckets = [picture.placement.bucket for picture in looking.training_set.pictures]
+    repeats = torch.tensor([picture.repeats for picture in looking.training_set.pictures])
     batches = fixed_batches(buckets, pictures, job.recipe.training.batch_size, levels)
     positions = fixed_positions(len(pictures), levels, looking.recipe.training.seed)
     accelerator = job.accelerator
@@ -49,13 +51,15 @@ def fixed_loss(job: TrainingJob, pictures: Sequence[int], levels: int, purpose: 
         for first in range(0, len(batches), accelerator.num_processes):
             place = first + accelerator.process_index
             # A divided base computes only when all processes do: one without a batch of its own takes the last, and does not count it.
-            losses = sample_losses(looking, micro_batch(looking, 0, batches[min(place, len(batches) - 1)], positions))
-            total += losses.double().sum() * (place < len(batches))
+            samples = batches[min(place, len(batches) - 1)]
+            losses = sample_losses(looking, micro_batch(looking, 0, samples, positions)).double()
+            total += (losses * repeats[[sample.picture for sample in samples]].to(losses.device)).sum() * (place < len(batches))
     job.transformer.train(was_training)
-    return (accelerator.reduce(total, reduction="sum") / len(positions)).item()
+    return (accelerator.reduce(total, reduction="sum") / (levels * repeats[list(pictures)].sum())).item()
 
 
 def held_out_loss(job: TrainingJob) -> float:
-    """Mean loss over all held-out pictures at `validation.levels` noise levels each, comparable between steps."""
+    """Mean loss over all held-out pictures at `validation.levels` noise levels each, comparable between steps: what a step on
+    them would have, were they trained."""
     trained = len(job.training_set.pictures)
     return fixed_loss(job, range(trained, trained + len(job.training_set.held_out)), job.recipe.validation.levels, "held-out loss")

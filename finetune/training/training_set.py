@@ -145,6 +145,13 @@ def _described(picture: TrainingPicture, variants: Sequence[str]) -> list[Any]:
     return always if unusual == [1.0, False, None] else always + unusual
 
 
+def _described_held_out(picture: TrainingPicture, caption: str) -> list[Any]:
+    """The same of a picture that is only measured, which shapes the adapter too: it says which step is the best."""
+    always = [picture.record.content_hash, asdict(picture.placement), caption]
+    counts = [] if (picture.repeats, picture.weight) == (1, 1.0) else [picture.repeats, picture.weight]
+    return [*always, *([_mask_described(picture)] if picture.mask_hash else []), *counts]
+
+
 def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None) -> TrainingSet:
     """Scan, hold out, choose buckets, fit, caption. drawn: folder of regularisation pictures that the base drew.
 
@@ -169,24 +176,28 @@ def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, d
         views = _views(picture, placements, data.masked_loss)
         watched += views
         watched_captions += [with_trigger(own[0], data.trigger)] * len(views)
-    described_too = [[picture.record.content_hash, asdict(picture.placement), caption, *([_mask_described(picture)] if picture.mask_hash else [])]
-                     for picture, caption in zip(watched, watched_captions, strict=True)]
+    described_too = [_described_held_out(picture, caption) for picture, caption in zip(watched, watched_captions, strict=True)]
     return TrainingSet(tuple(pictures), replace(choice, variants=tuple(variants)), tuple(found.left_out), found.layout, tuple(found.warnings),
                        key_of("data", data.background, described, *([described_too] if watched else [])), tuple(folder_rows(trained)), tuple(watched), tuple(watched_captions))
 
 
 def _held_out(found: FoundPictures, recipe: Recipe, progress: Progress) -> tuple[list[SourcePicture], list[SourcePicture]]:
-    """(trained, held out). Regularisation pictures are always trained; what is left out on the way is added to `found`."""
+    """(trained, held out). A held-out picture counts as it would if it were trained: with the repeats and the weight of the folder
+    of data.folder and data.also that it lies in, else once. Regularisation pictures are always trained; what is left out on
+    the way is added to `found`."""
     folder = recipe.validation.folder
     extra = scan_folder(folder, progress=progress) if folder is not None else None
     if extra is not None and not extra.records:
         raise DataError("there is no usable picture in the folder of held-out pictures", where=str(folder), fix="put pictures into it, or leave out validation.folder")
-    source_of = {id(picture.record): picture for picture in found.pictures}
-    own = [picture.record for picture in found.pictures if not picture.regularisation]
-    records, held_out, copies = split_records(own, extra.records if extra else (), recipe.validation.share, recipe.training.seed)
+    own = [picture for picture in found.pictures if not picture.regularisation]
+    records, held_out, copies = split_records([picture.record for picture in own], extra.records if extra else (), recipe.validation.share, recipe.training.seed)
     if recipe.validation.patience and not held_out:
         raise DataError("no picture is held out, so that no loss can be waited for", where="validation.patience", fix="set validation.share or validation.folder")
     found.left_out += [*(extra.left_out if extra else ()), *copies]
     found.warnings += extra.warnings if extra else []
+    source_of, at = {id(picture.record): picture for picture in own}, {picture.record.path.resolve(): picture for picture in own}
+    # A scan of the held-out pictures' own folder may know other captions of them than that of the folder around it.
+    extras = {id(record): replace(at[path], record=record) if (path := record.path.resolve()) in at else SourcePicture(record, Path(folder or path.parent), 1, 1.0, False)
+              for record in (extra.records if extra else ())}
     trained = [source_of[id(record)] for record in records] + [picture for picture in found.pictures if picture.regularisation]
-    return trained, [SourcePicture(record, Path(folder or record.path.parent), 1, 1.0, False) for record in held_out]
+    return trained, [extras.get(id(record)) or source_of[id(record)] for record in held_out]

@@ -111,22 +111,24 @@ def loss_by_hand(recipe, cache_folder):
 
 
 @pytest.mark.parametrize("size", [64, [32, 64]])
-def test_the_held_out_loss_counts_where_masks_say_at_every_size_that_is_trained(tiny_base, tmp_path, encodings_folder, size):
+def test_the_held_out_loss_counts_where_masks_say_at_every_size_that_is_trained_as_its_folder_does(tiny_base, tmp_path, encodings_folder, size):
     held_out = masked_pictures(tmp_path / "held out", 1, first=3)
-    recipe = small_recipe(tiny_base, write_pictures(tmp_path / "main", 2), data__resolution=size, data__masked_loss=True, validation__folder=str(held_out), validation__levels=2,
+    also = [{"folder": str(masked_pictures(held_out / "details", 1, first=4)), "repeats": 3, "weight": 0.5}]
+    recipe = small_recipe(tiny_base, write_pictures(tmp_path / "main", 2), data__also=also, data__resolution=size, data__masked_loss=True, validation__folder=str(held_out), validation__levels=2,
                           training__steps=1)
     train(recipe, tmp_path / "run", cache_folder=encodings_folder)
     first = json.loads((tmp_path / "run" / "validation.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0
     base, cache = locate_base(recipe.base.model), EncodingCache(encodings_folder)
     training_set = build_training_set(recipe, base.family.facts, Progress()).with_held_out()
-    watched = [number for number, picture in enumerate(training_set.pictures) if picture.record.path.parent == held_out]
-    assert len(watched) == (1 if size == 64 else 2)
+    watched = [number for number, picture in enumerate(training_set.pictures) if held_out in picture.record.path.parents]
+    assert len(watched) == (2 if size == 64 else 4)
     encodings = encode_everything(base, training_set, [], recipe.data, cache, torch.device("cpu"), torch.float32, 0, Progress())
     pipeline = base.family.load(base.folder, frozenset({"transformer"}), torch.float32)
     objective, seed = base.family.objective(pipeline, None, LossWeighting()), stable_seed(recipe.training.seed, "held-out loss")
-    losses = []
+    losses, seen = [], 0
     for place, number in enumerate(watched):
+        weight, repeats = (0.5, 3) if training_set.pictures[number].record.path.parent.name == "details" else (1.0, 1)
         encoded, picture, mask = encodings.latents(number), training_set.pictures[number], encodings.mask(number)
         assert mask.shape == encoded.mean.shape[-2:] and mask.min() == 0 and mask.max() > 0.9
         for index in (2 * place, 2 * place + 1):
@@ -136,8 +138,9 @@ def test_the_held_out_loss_counts_where_masks_say_at_every_size_that_is_trained(
             caption = encodings.conditioning(training_set.captions.variants[number][0])
             with torch.no_grad():
                 predicted = base.family.predict(pipeline.transformer, objective.add_noise(latents, noise, level), level, [caption], [picture.geometry])
-            losses.append(((predicted - objective.target(latents, noise, level)).square() * (mask / mask.mean())).mean().item())
-    assert first["held_out_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+            losses.append(weight * repeats * ((predicted - objective.target(latents, noise, level)).square() * (mask / mask.mean())).mean().item())
+            seen += repeats
+    assert first["held_out_loss"] == pytest.approx(sum(losses) / seen, rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [

@@ -128,6 +128,27 @@ def test_a_weight_for_masked_places_is_said_to_change_nothing_where_masks_do_not
     assert ("unmasked_weight changes nothing" in progress.heard) == said
 
 
+def test_held_out_pictures_count_as_the_folder_that_they_lie_in(tmp_path):
+    main, details, apart = write_pictures(tmp_path / "main", 2), write_pictures(tmp_path / "details", 3), write_pictures(tmp_path / "apart", 6)
+    for number in range(5):
+        (apart / f"picture{number}.png").unlink()
+    (details / "unseen").mkdir()
+    for end in ("png", "txt"):
+        (details / f"picture0.{end}").rename(details / "unseen" / f"picture0.{end}")
+    also = [{"folder": str(details), "repeats": 3, "weight": 0.25}]
+
+    def held_out(**changes):
+        found = set_of(main, data__also=also, **changes)
+        return {(picture.record.path.parent.name, picture.repeats, picture.weight) for picture in found.held_out}, found.data_hash
+
+    counted, data_hash = held_out(validation__folder=str(details / "unseen"))
+    assert counted == {("unseen", 3, 0.25)}
+    assert held_out(validation__folder=str(apart))[0] == {("apart", 1, 1.0)}
+    assert {("details", 3, 0.25)} <= held_out(validation__share=0.9)[0]
+    also[0]["weight"] = 0.5
+    assert held_out(validation__folder=str(details / "unseen"))[1] != data_hash
+
+
 def test_held_out_pictures_have_the_sizes_that_are_trained_and_are_named_once(tmp_path):
     main = write_pictures(tmp_path / "main", 2)
     held_out = write_pictures(tmp_path / "held out", 6)
