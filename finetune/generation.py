@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.adapters.attach import attach, set_weights
+from finetune.adapters.lycoris import in_one_form
 from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
 from finetune.offload import take_turns
@@ -127,8 +128,8 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
         if not offload:
             pipeline.to(device)
-    for name, adapter in adapters.items():
-        attach(pipeline.transformer, replace(adapter.file, text_encoders={}), name)
+    for name, file in zip(adapters, in_one_form([adapter.file for adapter in adapters.values()]), strict=True):
+        attach(pipeline.transformer, replace(file, text_encoders={}), name)
     if offload:
         take_turns(pipeline, device)
     negatives = {request.negative for request in requests}

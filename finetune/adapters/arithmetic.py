@@ -85,7 +85,7 @@ def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None
     if len(parts) < 1 or not 0 < density <= 1 or (rank is not None and rank < 1):
         raise AdapterError("merging needs adapters, a density above 0 and at most 1, and a rank of at least 1")
     parts = [replace(part, adapter=joined(as_lora(part.adapter))) for part in parts]
-    notes = [*(note for part in parts for note in part.adapter.notes if "written out" in note), *_check_together(parts)]
+    notes = [*_written_out(*(part.adapter for part in parts)), *_check_together(parts)]
     usual = max(max(part.adapter.ranks.values()) for part in parts)
     modules = sorted({module for part in parts for module in part.adapter.modules})
     families = _families([part.adapter for part in parts])
@@ -118,6 +118,10 @@ def _check_together(parts: Sequence[Weighted]) -> list[str]:
                 raise AdapterError(f"{module} has {shape} in one adapter and {shapes[module]} in another", fix="they were made for different models")
     bases = {str(adapter.provenance["base_model"]) for adapter in adapters if adapter.provenance.get("base_model")}
     return [f"the adapters were trained on different bases: {', '.join(sorted(bases))}"] if len(bases) > 1 else []
+
+
+def _written_out(*adapters: AdapterFile) -> list[str]:
+    return list(dict.fromkeys(note for adapter in adapters for note in adapter.notes if "written out" in note))
 
 
 def _families(adapters: Sequence[AdapterFile]) -> list[str]:
@@ -221,7 +225,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
             if wanted < a.shape[0]:
                 tensors[module + A_SUFFIX], tensors[module + B_SUFFIX], errors[module] = factors.truncate(a, b, wanted)
             advance(1, module)
-    return Result(parted(replace(adapter, tensors=tensors)), errors)
+    return Result(parted(replace(adapter, tensors=tensors)), errors, _written_out(adapter))
 
 
 def subtract(left: AdapterFile, right: AdapterFile, weight: float = 1.0) -> Result:

@@ -6,7 +6,7 @@ Formulas: LyCORIS (Yeh et al., "Navigating Text-To-Image Customization", 2024), 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ def as_lora(adapter: AdapterFile) -> AdapterFile:
     written = replace(adapter, tensors=tensors)
     note = f"{adapter.form.title} written out as LoRA, rank {max(adapter.ranks.values())} -> {max(written.ranks.values())}"
     return replace(written, notes=(*adapter.notes, note))
+
+
+def in_one_form(adapters: Sequence[AdapterFile]) -> list[AdapterFile]:
+    """Adapters as they can act together in one model: as they are where all have one form, else LoHas and LoKrs written out as
+    LoRA. An OFT, which acts alone, stays what it is."""
+    if len({adapter.form for adapter in adapters}) < 2:
+        return list(adapters)
+    return [adapter if adapter.form is OFT else as_lora(adapter) for adapter in adapters]
 
 
 def tucker_pair(down: Tensor, mid: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter, write_adapter
+from finetune.adapters.kinds import AdapterSize, inject_adapter
+from finetune.adapters.lora import collect_lora, lora_parameters
 from finetune.adapters.text_encoders import attach_encoders
 from finetune.families import registry
 from finetune.families.key_layouts import KEY_MAPS
@@ -157,6 +159,23 @@ def test_an_adapter_of_text_encoders_alone_is_proven_and_drawn_with(brushwork, t
         assert brushwork("generate", "--base", base, *adapter, "--prompt", "a cat", "--steps", 1, "--size", "32x32", "--out", tmp_path / name)[0] == 0
         drawn.append(Image.open(next((tmp_path / name).glob("*.png"))).tobytes())
     assert drawn[0] != drawn[1]
+
+
+def test_a_loha_and_a_lokr_are_drawn_with_together_and_make_candidates_together(brushwork, base, tmp_path):
+    from tests.tiny_models.hunyuan_dit import build
+
+    files = []
+    for kind in ("loha", "lokr"):
+        model = build().transformer
+        inject_adapter(model, r".*\.attn1\.to_q", AdapterSize(kind, rank=2), seed=1)
+        with torch.no_grad():
+            for _, parameter in lora_parameters(model):
+                parameter.fill_(0.3)
+        files.append(write_adapter(tmp_path / kind / "adapter_model.safetensors", collect_lora(model)))
+    (tmp_path / "prompts.txt").write_text("a cat")
+    assert brushwork("generate", "--base", base, "--adapter", files[0], "--adapter", f"{files[1]}:0.5", "--prompt", "a cat", "--steps", 1, "--size", "32x32", "--out", tmp_path / "p")[0] == 0
+    candidates = ["prefer", "candidates", "--base", base, "--prompts", tmp_path / "prompts.txt", "--per-prompt", 1, "--steps", 1, "--height", 32, "--width", 32]
+    assert brushwork(*candidates, "-a", f"{files[0]}+{files[1]}", "--out", tmp_path / "candidates")[0] == 0
 
 
 def test_resize_rescale_subtract(brushwork, adapters, tmp_path):

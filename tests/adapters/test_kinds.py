@@ -19,7 +19,7 @@ from finetune.adapters.forms import PEFT_PREFIX
 from finetune.adapters.inspection import inspect_adapter
 from finetune.adapters.kinds import KINDS, AdapterSize, inject_adapter, parameter_count, start_parameters
 from finetune.adapters.lora import collect_lora, lora_parameters, remove, weight_shapes
-from finetune.adapters.lycoris import as_lora
+from finetune.adapters.lycoris import as_lora, in_one_form
 from finetune.adapters.verify import fingerprints, verify_adapter
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
@@ -255,6 +255,17 @@ def test_a_loha_beside_a_lora_acts_as_the_lora_that_it_equals(results):
         attach(other, results["loha"][1], "first")
         attach(other, results["lora"][1], "second")
     assert caught.value and list(weights(other)) == ["first"]
+
+
+@pytest.mark.parametrize("order", [("loha", "lokr"), ("lokr", "lora", "loha")])
+def test_adapters_of_several_forms_act_together_as_the_sum_of_their_changes(results, order):
+    model = tiny_transformer()
+    for name, adapter in zip(order, in_one_form([results[kind][1] for kind in order]), strict=True):
+        attach(model, adapter, f"worn_{name}", 0.5)
+    baked = tiny_transformer()
+    attach(baked, merge([Weighted(results[kind][1], 0.5) for kind in order]).adapter, "sum")
+    assert_close(run(model), run(baked), atol=2e-5, rtol=1e-4)
+    assert in_one_form([results["loha"][1], results["oft"][1]])[1] is results["oft"][1] and in_one_form([results["loha"][1]])[0] is results["loha"][1]
 
 
 def test_an_oft_stands_alone_and_acts_whole(results):

@@ -157,6 +157,7 @@ def _start_of(settings: PreferenceSettings) -> AdapterFile | None:
     """The adapter that the run starts from. Raises BadInput for one that cannot be a part of what is learned on top of it."""
     from finetune.adapters.adapter_file import read_adapter
     from finetune.adapters.forms import OFT
+    from finetune.adapters.text_encoders import joined
     from finetune.families.key_layouts import KEY_MAPS
 
     if not settings.start:
@@ -164,7 +165,7 @@ def _start_of(settings: PreferenceSettings) -> AdapterFile | None:
     start = read_adapter(Path(settings.start), KEY_MAPS)
     if start.provenance.get("thinking_tokens"):
         raise BadInput("was trained with thinking tokens, which would stay behind", where=settings.start, fix="start from an adapter without them")
-    if start.uses_dora or start.form is OFT:
+    if joined(start).uses_dora or start.form is OFT:
         raise BadInput("a DoRA or an OFT does not add up with what is learned on top of it", where=settings.start, fix="bake it into the base first")
     return start
 
