@@ -22,7 +22,7 @@ TRACED_CODE = ("families/*.py", "adapters/*.py", "training/plan*.py", "training/
 
 
 def kept(folder: Path | None, kind: type[Found], parts: tuple[object, ...], trace: Callable[[], Found], is_lasting: Callable[[Found], bool] = lambda _: True) -> Found:
-    """`trace()`, a dataclass of plain values: read where it is kept, else made and kept.
+    """`trace()`, a dataclass of plain values and tuples of them: read where it is kept, else made and kept.
 
     folder: of the encodings; None keeps nothing.  parts: what the result depends on beside libraries, machine and code.
     is_lasting: whether a result may be kept. What cannot be read is made again, and what cannot be written is only made.
@@ -31,8 +31,8 @@ def kept(folder: Path | None, kind: type[Found], parts: tuple[object, ...], trac
         return trace()
     path = folder / "plans" / f"{key_of(kind.__name__, _ground(), *parts)}.json"
     try:
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return kind(**{name: _with_tuples(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()})
+    except (OSError, ValueError, TypeError, AttributeError):
         found = trace()
     if is_lasting(found):
         try:
@@ -41,6 +41,11 @@ def kept(folder: Path | None, kind: type[Found], parts: tuple[object, ...], trac
         except OSError:
             pass
     return found
+
+
+def _with_tuples(value: object) -> object:
+    """What JSON made of a value, with the tuples that it was made of."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 @cache

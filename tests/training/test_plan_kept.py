@@ -14,6 +14,7 @@ from finetune.training.plan_kept import kept
 class Found:
     bytes: float
     name: str
+    layers: tuple[tuple[int, ...], ...] = ((8, 4), ())
 
 
 @pytest.fixture
