@@ -44,7 +44,7 @@ def plan(
         lines.append("train so with: " + " ".join(f"--set {change}" for change in changed_settings(made)))
     emit(made.as_json(), lines, json=json)
     if fit is not None and not made.fits:
-        what, way_out = refusal(made)
+        what, way_out = refusal(made, fixed)
         if json:
             raise typer.Exit(1)  # the one object that is printed says "fits": false
         raise BrushworkError(what, where=f"--fit {fit}", fix=way_out)
@@ -65,7 +65,7 @@ def _lines(made: Plan) -> list[str]:
         f"disk: {_size(sum(disk.values()))} ({', '.join(parts)})",
     ]
     for saving in made.savings:
-        lines.append(f"changed to fit: {saving.setting} = {saving.value} saves {_size(saving.saves_bytes)}; costs {saving.costs}")
+        lines.append(f"{'changed to fit' if made.fits else 'changed'}: {saving.setting} = {saving.value} saves {_size(saving.saves_bytes)}; costs {saving.costs}")
     return lines + [f"note: {note}" for note in made.notes]
 
 

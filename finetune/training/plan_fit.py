@@ -23,8 +23,14 @@ COSTS = {
 }
 # Tried group by group; within a group the fastest that fits is taken. What changes no result comes first, but on a GPU the bus is
 # slower than rounded weights.
-SMALLER_HOLDS = {"cpu": (("bf16",), ("streamed",), ("int8",), ("nf4",)), "cuda": (("bf16",), ("int8",), ("nf4",), ("streamed",))}
-# What to do where the largest need is none of a step's.
+SMALLER_HOLDS = {"cpu": (("bf16", "streamed"), ("int8",), ("nf4",)), "cuda": (("bf16",), ("int8",), ("nf4",), ("streamed",))}
+# How much faster streaming must be than weights in memory: no plan knows whether the system still has the file when it is read again.
+STREAMING_ODDS = 1.1
+# What can be done on another machine.
+ENCODING = ("encoding captions", "encoding pictures")
+# What `fitted` may change.
+CHANGEABLE = ("base.hold", "base.dtype", "training.checkpointed_blocks", "training.batch_size", "training.accumulation", "training.optimizer")
+# What to do where a phase needs too much.
 WAYS_OUT = {
     "training": "take smaller pictures (data.resolution), a lower adapter.rank, or a smaller base",
     "encoding captions": "fill the cache of encodings on a machine with more memory, and bring the folder here (BRUSHWORK_CACHE)",
@@ -82,18 +88,24 @@ def _groups(start: Choice, device: torch.device, fixed: Collection[str], divided
         yield [replace(choice, recipe=_changed(choice.recipe, "training", optimizer="adamw8bit")) for group in found for choice in group]
 
 
-def _with_smaller_encoders(ground: Ground, recipe: Recipe, plan: Plan, fixed: Collection[str]) -> Recipe:
+def _with_smaller_encoders(recipe: Recipe, plan: Plan, fixed: Collection[str]) -> Recipe:
     """In 16 bits, where the text encoders would not fit by themselves."""
     if plan.phases_bytes.get("encoding captions", 0) <= plan.budget_bytes or recipe.base.dtype not in ("auto", "fp32") or "base.dtype" in fixed:
         return recipe
     return _changed(recipe, "base", dtype="bf16")
 
 
+def too_large(made: Plan) -> dict[str, int]:
+    """Phase -> bytes, of those that do not fit, the largest first."""
+    return dict(sorted(((phase, size) for phase, size in made.phases_bytes.items() if size > made.budget_bytes), key=lambda pair: -pair[1]))
+
+
 def fitted(ground: Ground, recipe: Recipe, budget: int, fixed: Collection[str] = ()) -> Plan:
     """The recipe's own settings where they fit. Else more checkpointed blocks, smaller batches and smaller weights, of which the
     fastest that fits is taken, those that change no result first; then moments in 8 bits.
 
-    fixed: settings, as "section.key", that must stay. When nothing fits, the smallest plan, whose `fits` is False.
+    fixed: settings, as "section.key", that must stay. When nothing fits, the smallest plan, whose `fits` is False; where nothing can
+    help because this memory does not encode the captions or pictures, the plan that fits once they are encoded elsewhere.
     """
     blocks = recipe.training.checkpointed_blocks
     least = 0 if blocks == "auto" else blocks
@@ -102,20 +114,22 @@ def fitted(ground: Ground, recipe: Recipe, budget: int, fixed: Collection[str] =
     first = estimate(ground, recipe, as_it_is.hold, least, budget)
     if first.fits:
         return first
-    smaller = _with_smaller_encoders(ground, recipe, first, fixed)
+    smaller = _with_smaller_encoders(recipe, first, fixed)
     start = Choice(smaller, resolved_hold(smaller, ground.device))
+    encoded = not too_large(estimate(ground, smaller, start.hold, least, budget)).keys().isdisjoint(ENCODING)
 
     def tried(choice: Choice) -> tuple[Plan, Choice]:
-        return fewest_checkpoints(ground, choice.recipe, choice.hold, budget, least=None if keep_blocks else least), choice
+        return fewest_checkpoints(ground, choice.recipe, choice.hold, budget, encoded, None if keep_blocks else least), choice
 
-    best = (first, as_it_is)
+    best = (estimate(ground, recipe, as_it_is.hold, least, budget, encoded), as_it_is)
     for group in _groups(start, ground.device, fixed, ground.sharding is not None):
         plans = [tried(choice) for choice in group]
         if fitting := [plan for plan in plans if plan[0].fits]:
-            best = min(fitting, key=lambda plan: plan[0].seconds_per_step)
+            best = min(fitting, key=lambda plan: plan[0].seconds_per_step * (STREAMING_ODDS if plan[1].hold.name == "streamed" else 1))
             break
         best = min([best, *plans], key=lambda plan: plan[0].memory_bytes["peak"])
-    return replace(best[0], savings=list(_savings(ground, as_it_is, least, *best)))
+    made = estimate(ground, best[1].recipe, best[1].hold, best[0].settings["checkpointed_blocks"], budget)
+    return replace(made, savings=list(_savings(ground, as_it_is, least, made, best[1], encoded)))
 
 
 def _more_time(extra: float) -> str:
@@ -123,13 +137,18 @@ def _more_time(extra: float) -> str:
     return f"about {extra:.0%} more time a step" if extra >= 0.01 else "hardly any more time"
 
 
-def _savings(ground: Ground, before: Choice, least: int, made: Plan, choice: Choice) -> Iterator[Saving]:
-    """Each change beside the same plan without it: what it saves of the peak and takes in time."""
+def _peak(made: Plan, aside: Collection[str]) -> int:
+    return max(size for phase, size in made.phases_bytes.items() if phase not in aside)
+
+
+def _savings(ground: Ground, before: Choice, least: int, made: Plan, choice: Choice, encoded: bool) -> Iterator[Saving]:
+    """Each change beside the same plan without it: what it saves of the peak and takes in time. encoded: whether the peak
+    is that of what follows the encoding, whose own peak the format alone changes."""
     recipe, old, blocks = choice.recipe, before.recipe, made.settings["checkpointed_blocks"]
 
     def saving(without: Recipe, hold: Hold, number: int, setting: str, value: Any, costs: str) -> Iterator[Saving]:
-        other = estimate(ground, without, hold, number, made.budget_bytes)
-        saved = other.memory_bytes["peak"] - made.memory_bytes["peak"]
+        other, aside = estimate(ground, without, hold, number, made.budget_bytes), ENCODING if encoded and setting != "base.dtype" else ()
+        saved = _peak(other, aside) - _peak(made, aside)
         if saved > 0:
             yield Saving(setting, value, saved, f"{costs}; {_more_time(made.seconds_per_step / other.seconds_per_step - 1)}")
 
@@ -155,7 +174,20 @@ def changes(made: Plan) -> list[str]:
     return found
 
 
-def refusal(made: Plan) -> tuple[str, str]:
-    """Of a plan that does not fit: what is wrong, and what to do."""
-    phase, size = max(made.phases_bytes.items(), key=lambda pair: pair[1])
-    return f"nothing fits {made.budget_bytes / GIB:.2f} GiB: with every saving this run needs {size / GIB:.2f} GiB (while: {phase})", WAYS_OUT[phase]
+def refusal(made: Plan, fixed: Collection[str] = ()) -> tuple[str, str]:
+    """Of a plan that does not fit: what is wrong, and what to do. fixed: as `fitted` was given it."""
+    over, settled = too_large(made), [name for name in CHANGEABLE if name in fixed]
+    needs = ", ".join(f"{_size(size)} while {phase}" for phase, size in over.items())
+    said = f"nothing fits {_size(made.budget_bytes)}"
+    if made.memory_bytes["libraries"] > made.budget_bytes:
+        return f"{said}: the program's libraries alone take {_size(made.memory_bytes['libraries'])} on this machine", f"no base is small enough: give more memory (this run: {_size(made.memory_bytes['peak'])})"
+    if over.keys() <= set(ENCODING):
+        there = "; all else fits here" + (" with " + " ".join(f"--set {change}" for change in changes(made)) if made.savings else "")
+        there += ", base.dtype there too" if any(saving.setting == "base.dtype" for saving in made.savings) else ""
+        return f"{said}: this run needs {needs}", "; ".join(WAYS_OUT[phase] for phase in over) + there
+    ways = [*(WAYS_OUT[phase] for phase in over), *([f"leave {', '.join(settled)} to --fit"] if settled else [])]
+    return f"{said}: with every saving{' that --set leaves' if settled else ''} this run needs {needs}", "; or ".join(dict.fromkeys(ways))
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.0f} MiB"
