@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 
+# peft's layers with an ordinary LoRA beside a linear one, by what holds the base's weight.
+LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
+
+
 class _Layer(NamedTuple):
     """weight(dtype, device) -> (out, in), bias: (out,) or None, both frozen.  a: (r, in), b: (out, r).  scale: of b a x."""
 
@@ -66,14 +70,16 @@ class _SharedInput(torch.autograd.Function):
 def _plain_lora(layer: nn.Module, x: Tensor) -> _Layer | None:
     """The layer's parts when it is a frozen linear layer with exactly one ordinary LoRA, all computed in the format of `x`; else None.
 
-    A base layer that keeps its weight in another format has a method `expanded` that gives it in the one asked for.
+    A base layer that keeps its weight in another format has a method `expanded` that gives it in the one asked for; one that
+    has products of its own on some devices names the kind of device on which it is expanded, `expands_on`.
     """
     base = getattr(layer, "base_layer", None)
     is_plain = type(base) is nn.Linear and base.weight.dtype == x.dtype
-    if not (is_plain or hasattr(base, "expanded")) or base.weight.requires_grad or layer.merged or layer.disable_adapters:
+    expands = hasattr(base, "expanded") and x.device.type == getattr(base, "expands_on", x.device.type)
+    if not (is_plain or expands) or base.weight.requires_grad or layer.merged or layer.disable_adapters:
         return None
     names = [name for name in layer.active_adapters if name in getattr(layer, "lora_A", ())]
-    if type(layer).__name__ != "Linear" or len(names) != 1 or layer.lora_variant:
+    if type(layer).__name__ not in LAYERS or len(names) != 1 or layer.lora_variant:
         return None
     name = names[0]
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]

@@ -57,7 +57,7 @@ def choose_hold(setting: str, base_dtype: PrecisionChoice, precision: PrecisionC
 
 def memory_is_short(hold: Hold) -> bool:
     """Whether whoever holds the weights so wants to save memory rather than time: then large freed tensors are not kept either."""
-    return hold.name in ("nf4", "streamed")
+    return hold.name in ("int8", "nf4", "streamed")
 
 
 def may_quantise(name: str, facts: FamilyFacts) -> bool:
@@ -153,12 +153,12 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, files: list[range]) -> torch
 
 
 def _quantised_layer(linear: nn.Linear, parts: dict[str, torch.Tensor], hold: Hold, device: torch.device, scratch: Scratch) -> nn.Module:
-    from finetune.training.placement_quantised_linear import Int8Linear, nf4_linear
+    from finetune.training.placement_quantised_linear import Int8Linear, Nf4Linear
 
     weight = parts.pop("").to(device)
     if hold.name == "int8":
         return Int8Linear(linear, weight, parts["SCB"].to(device), scratch)
-    return nf4_linear(linear, weight, parts, hold.compute, device)
+    return Nf4Linear(linear, weight, parts, hold.compute, device, scratch)
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""NF4 quantisation on a CPU, to the bits of bitsandbytes and several times as fast.
+"""NF4 on a CPU, quantised and expanded to the bits of bitsandbytes and several times as fast.
 
 The library looks every number up by binary search (bitsandbytes 0.50.2), about 30 ns each. The level of a number is
 also how many of the fifteen boundaries lie below it, and comparisons are vectorised: about 2 ns, so that writing the
@@ -6,6 +6,8 @@ result to disk takes longer than making it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy
 import torch
@@ -60,3 +62,22 @@ def quantise_nf4(weight: Tensor) -> dict[str, Tensor]:
         state = functional.QuantState(absmax=small, shape=weight.shape, dtype=weight.dtype, blocksize=BLOCK, quant_type="nf4", offset=offset, state2=second,
                                       code=functional.get_4bit_type("nf4", device=weight.device))
     return {"": packed, **{name: value.clone() for name, value in state.as_dict(packed=True).items()}}
+
+
+def expand_nf4(packed: Tensor, state: Any, target: Tensor) -> Tensor:
+    """`target` (out, in), filled with what the library's `dequantize_4bit` gives for the packed weight on a CPU, to the bit.
+
+    state: its `QuantState`. In pieces that stay in the processor's cache: the library takes new memory for every weight as a
+    whole, and the pages of that cost more than the arithmetic.
+    """
+    from bitsandbytes import functional
+
+    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    numbers, bytes_packed = target.view(-1), packed.view(-1, 1)
+    for begin in range(0, len(numbers), PIECE):
+        piece = numbers[begin : begin + PIECE]
+        end = begin + len(piece)
+        found = torch.ops.bitsandbytes.dequantize_4bit.default(
+            bytes_packed[begin // 2 : (end + 1) // 2], scales[begin // state.blocksize : -(-end // state.blocksize)], state.blocksize, "nf4", (len(piece),), state.dtype)
+        piece.copy_(found.view(-1))
+    return target

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.training.placement_linear import Scratch, multiply
+from finetune.training.placement_nf4 import expand_nf4
 
 
 class Int8Linear(bitsandbytes.nn.Linear8bitLt):
@@ -19,6 +20,8 @@ class Int8Linear(bitsandbytes.nn.Linear8bitLt):
     nothing, and its evaluation product rounds the input to 8 bits as well (bitsandbytes 0.50.2).
     """
 
+    expands_on = "cpu"
+
     def __init__(self, linear: nn.Linear, weight: Tensor, scales: Tensor, scratch: Scratch):
         """weight: (out, in) int8.  scales: (out,) float32, the largest absolute value of each row."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="meta")
@@ -26,26 +29,40 @@ class Int8Linear(bitsandbytes.nn.Linear8bitLt):
         self.bias = linear.bias
         self._scratch = scratch
 
-    def _expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight (out, in) in this format; valid until the next layer's is asked for."""
         scales = self.state.SCB if self.weight.SCB is None else self.weight.SCB
         weight = self._scratch.take(self.weight.shape, dtype, device).copy_(self.weight.data)
         return weight.mul_((scales / 127).to(dtype).unsqueeze(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cuda":
+        if x.device.type != self.expands_on:
             return super().forward(x)
-        return multiply(x, self.bias, self._expanded)
+        return multiply(x, self.bias, self.expanded)
 
 
-def nf4_linear(linear: nn.Linear, weight: Tensor, statistics: dict[str, Tensor], compute: torch.dtype, device: torch.device) -> nn.Linear:
-    """bitsandbytes' 4-bit layer from a weight that was quantised before.
+class Nf4Linear(bitsandbytes.nn.Linear4bit):
+    """bitsandbytes' 4-bit layer, which on a CPU expands its weight into the memory that all layers share.
 
-    weight: packed uint8.  statistics: what goes with it, under the names of bitsandbytes' own state dict.
+    The library expands every weight into memory of its own, and in evaluation repacks the weight in place for processors
+    with bf16 products (bitsandbytes 0.50.2); the base must stay what it is.
     """
-    layer = bitsandbytes.nn.Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=compute,
-                                       quant_type="nf4", device="meta")
-    layer.weight = bitsandbytes.nn.Params4bit.from_prequantized(weight, dict(statistics), device=device, module=layer)
-    layer.bias = linear.bias
-    # In evaluation the library would repack the weight in place for bf16 CPUs; the base must stay what it is.
-    layer.support_avx512bf16_for_cpu = False
-    return layer
+
+    expands_on = "cpu"
+
+    def __init__(self, linear: nn.Linear, weight: Tensor, statistics: dict[str, Tensor], compute: torch.dtype, device: torch.device, scratch: Scratch):
+        """weight: packed uint8.  statistics: what goes with it, under the names of bitsandbytes' own state dict."""
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=compute, quant_type="nf4", device="meta")
+        self.weight = bitsandbytes.nn.Params4bit.from_prequantized(weight, dict(statistics), device=device, module=self)
+        self.bias = linear.bias
+        self._scratch = scratch
+
+    def expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight (out, in) in this format; valid until the next layer's is asked for."""
+        state = self.weight.quant_state
+        return expand_nf4(self.weight.data, state, self._scratch.take(state.shape, dtype, device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != self.expands_on:
+            return super().forward(x)
+        return multiply(x, self.bias, self.expanded)

@@ -125,9 +125,7 @@ class Ground:
             tokens = int(batch * max(height * width for height, width in self.sizes) * shape.tokens_per_pixel)
             self.speed = probe_speed(shape, tokens, self.device, hold.compute)
         if hold.name not in self.expansions:
-            # The library gives every expanded nf4 weight in memory of its own, which such a run does not keep.
-            fresh = hold.compute.itemsize * self.speed.fresh_seconds if hold.name == "nf4" else 0.0
-            self.expansions[hold.name] = probe_expansion(hold, self.device) + fresh
+            self.expansions[hold.name] = probe_expansion(hold, self.device)
         held = sum(linear.weight.numel() for linear in held_linears(self.model, self.base.family.facts).values())
         return self.speed.step_seconds(cost, checkpointed, held, self.expansions[hold.name])
 

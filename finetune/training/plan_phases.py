@@ -26,7 +26,7 @@ META = torch.device("meta")
 # Threads, buffers of the product library and what a run keeps of its data, beyond the imports; measured.
 WORKING_BYTES = 48 << 20
 # What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws; measured.
-LATER_BYTES, MODELS = 110 << 20, "transformers.modeling_utils"
+LATER_BYTES, MODELS = 75 << 20, "transformers.modeling_utils"
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}

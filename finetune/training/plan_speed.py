@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune.families.protocol import ModelShape
 from finetune.training.placement import Hold
+from finetune.training.placement_nf4 import expand_nf4
 from finetune.training.plan_model import StepCost
 from finetune.training.plan_tracing import trace
 
@@ -147,7 +148,7 @@ def _expansion(hold: Hold, device: torch.device) -> Callable[[], object]:
         from bitsandbytes import functional
 
         packed, state = functional.quantize_4bit(target.fill_(1.0), compress_statistics=True, quant_type="nf4")
-        return lambda: functional.dequantize_4bit(packed, state)
+        return lambda: expand_nf4(packed, state, target)
     if hold.name in ("int8", "nf4"):
         small = torch.ones_like(target, dtype=torch.int8)
         return lambda: target.copy_(small).mul_(0.01)

@@ -9,12 +9,14 @@ import torch
 from data_tools.progress import Progress
 from finetune.adapters.attach import bake
 from finetune.adapters.lora import inject_lora, lora_parameters
+from finetune.adapters.shared_input import project
 from finetune.families.base_models import locate_base
 from finetune.families.loading import compute_dtype, iterate_tensors, weight_files
 from finetune.families.mapped_pages import mapped_range
 from finetune.families.protocol import PictureGeometry
 from finetune.objectives import NoiseLevel
-from finetune.training.placement import Hold, choose_hold, held_linears, load_held, may_quantise
+from finetune.training.placement import Hold, choose_hold, held_linears, load_held, may_quantise, memory_is_short
+from finetune.training.placement_nf4 import PIECE, expand_nf4
 from finetune.training.placement_quantised import quantise
 from finetune.training.precision import PrecisionChoice
 from tests.tiny_models.all import TINY
@@ -62,7 +64,7 @@ def test_weights_that_are_cast_when_used_give_the_bits_of_weights_that_were_cast
     assert compute_dtype(model) == torch.float32
 
 
-@pytest.mark.parametrize("hold, layer, error", [("int8", "Int8Linear", 0.05), ("nf4", "Linear4bit", 0.4)])
+@pytest.mark.parametrize("hold, layer, error", [("int8", "Int8Linear", 0.05), ("nf4", "Nf4Linear", 0.4)])
 def test_quantised_weights_predict_nearly_the_same_and_train(half_base, hold, layer, error):
     _, expected, _ = step(half_base, "fp32")
     model, prediction, gradients = step(half_base, hold)
@@ -71,6 +73,7 @@ def test_quantised_weights_predict_nearly_the_same_and_train(half_base, hold, la
     assert quantised and all(may_quantise(name.removesuffix(".base_layer"), base.family.facts) for name in quantised)
     assert 0 < (prediction - expected).norm() / expected.norm() < error
     assert any(found is not None and found.abs().max() > 0 for found in gradients.values())
+    assert memory_is_short(Hold(hold, torch.float32, "")), "whoever quantises wants memory: its heap must not keep holes"
     again = step(half_base, hold)
     assert torch.equal(again[1], prediction)
 
@@ -123,6 +126,35 @@ def test_nf4_has_the_bits_of_the_library(dtype):
     found = quantise(weight, "nf4")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nested", [True, False])
+def test_an_expanded_nf4_weight_has_the_bits_of_the_library(compute, nested):
+    from bitsandbytes import functional
+
+    # More than one piece, the last of them short.
+    weight = torch.randn(700, 448, generator=torch.Generator().manual_seed(2)).to(compute)
+    packed, state = functional.quantize_4bit(weight, compress_statistics=nested, quant_type="nf4")
+    assert weight.numel() > PIECE and weight.numel() % PIECE
+    target = torch.full(weight.shape, 7.0, dtype=compute)
+    assert torch.equal(expand_nf4(packed, state, target), functional.dequantize_4bit(packed, state)) and target.max() < 7
+
+
+@pytest.mark.parametrize("hold", ["int8", "nf4"])
+def test_queries_keys_and_values_of_a_quantised_model_are_one_product_with_their_lora(half_base, hold, monkeypatch):
+    base, *_, cache = half_base
+    model = load_held(base, Hold(hold, torch.float32, ""), CPU, cache, Progress()).transformer
+    inject_lora(model, base.family.facts.targets["attention"], 4, seed=0)
+    attention = model.get_submodule(next(name for name, _ in model.named_modules() if name.endswith(".to_q")).rpartition(".")[0])
+    layers, x = (attention.to_q, attention.to_k, attention.to_v), torch.randn(1, 5, attention.to_q.in_features)
+    for layer in layers:
+        layer.lora_B["default"].weight.data.normal_()
+    apart = [layer(x) for layer in layers]
+    for layer in layers:
+        monkeypatch.setattr(layer, "forward", None)
+    together = project(x, *layers)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(together, apart, strict=True))
 
 
 def test_auto_holds_the_base_dtype_and_computes_in_the_precision():
