@@ -75,7 +75,7 @@ def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None
           progress: Progress | None = None) -> Result:
     """Several adapters as one. A module that only some of them have, of a text encoder too, is the sum of those.
 
-    method: "concat" the weighted sum, exact, ranks add up; "linear" the same at the largest rank that came in;
+    method: "concat" the weighted sum, exact, ranks add up to at most the layer's own; "linear" the same at the largest rank that came in;
     "svd" the same at `rank`; "ties" (Yadav et al. 2023) and "dare" (Yu et al. 2024) drop entries of delta W by size or
     at random before adding.  density: the share of entries that stay, (0, 1].  rank: of the result, for all but concat.
     Raises AdapterError for adapters of different families, of different layer sizes, or with DoRA.
@@ -140,9 +140,9 @@ def _merge_module(module: str, present: Sequence[tuple[int, Weighted]], method: 
     if method in ("concat", "linear", "svd"):
         a = torch.cat([pair[1].float() for pair in pairs])
         b = torch.cat([pair[2].float() * pair[0] for pair in pairs], dim=1)
-        if method == "concat" or a.shape[0] <= rank:
-            return a, b, 0.0
-        return factors.truncate(a, b, rank)
+        # A layer has no more directions than this: what is beyond would only weigh.
+        most = min(b.shape[0], a[0].numel()) if method == "concat" else rank
+        return factors.truncate(a, b, most) if a.shape[0] > most else (a, b, 0.0)
     deltas = torch.stack([delta(a, b) for _, a, b in pairs])
     strengths = torch.tensor([weight for weight, _, _ in pairs]).reshape(-1, *[1] * (deltas.ndim - 1))
     if method == "ties":
@@ -229,7 +229,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
 
 
 def subtract(left: AdapterFile, right: AdapterFile, weight: float = 1.0) -> Result:
-    """left - weight * right, exactly; ranks add up."""
+    """left - weight * right, exactly; ranks add up to at most the layer's own."""
     return merge([Weighted(left, 1.0), Weighted(right, -weight)], "concat")
 
 

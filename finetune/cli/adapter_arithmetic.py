@@ -29,7 +29,7 @@ def add_verbs(group: typer.Typer) -> None:
 def merge(
     files: Annotated[list[str], typer.Argument(metavar="FILE[:WEIGHT]...", help="Adapters and their strengths, such as a.safetensors:0.8.")],
     out: Out,
-    method: Annotated[str, typer.Option("--method", help="concat (exact, ranks add up), linear, svd, ties or dare.")] = "concat",
+    method: Annotated[str, typer.Option("--method", help="concat (exact, ranks add up to at most the layer's own), linear, svd, ties or dare.")] = "concat",
     rank: Rank = None,
     density: Annotated[float, typer.Option("--density", min=0, max=1, help="ties, dare: share of entries that stay.")] = 0.5,
     seed: Annotated[int, typer.Option("--seed", help="dare: which entries stay.")] = 0,

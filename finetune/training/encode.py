@@ -52,6 +52,18 @@ def text_keys(base: BaseModel, prompts: Iterable[str], cache: EncodingCache) -> 
     return {prompt: key_of("text", base.family.facts.name, encoder, prompt) for prompt in prompts}
 
 
+def is_encoded(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], data: DataSettings, cache: EncodingCache) -> bool:
+    """Whether the cache has an entry for all that `encode_everything` would ask for. Nothing is read of the entries, and nothing of the
+    base's encoders where no picture is there."""
+    if not cache.folder.is_dir():
+        return False
+    latents = latent_keys(base, training_set.pictures, data.background, cache)
+    if not all(cache.path(key).is_file() for key in latents):
+        return False
+    texts = text_keys(base, [*training_set.captions.every_caption(), *extra_prompts], cache)
+    return all(cache.path(key).is_file() for key in texts.values())
+
+
 class Encodings:
     """What was encoded, by picture number and by caption. Reads from the cache; nothing is computed here."""
 

@@ -16,18 +16,13 @@ from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_extras, plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
-from finetune.training.allocator import heap_settings
-from finetune.training.encoding_cache import MEMORY_BYTES
+from finetune.training.encoding_cache import MEMORY_BYTES, default_cache_folder
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import QUANTISED, Hold, choose_hold, held_linears, memory_is_short
-from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
-from finetune.training.plan_tracing import Trace
+from finetune.training.placement import QUANTISED, Hold, choose_hold
+from finetune.training.plan_ground import Ground, available_bytes, survey
 from finetune.training.precision import choose_base_dtype, choose_precision
-from finetune.training.preloading import import_libraries
-from finetune.training.regularisation import requests_of
 from finetune.training.sharding import Sharding, check_divisible, divided_bytes, proof_hold
-from finetune.training.training_set import resolutions_of
 
 # Bytes of optimizer state for one trainable number.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adafactor": 0.1, "lion8bit": 1.05}
@@ -76,121 +71,8 @@ class Plan:
         return {"fits": self.fits} | {key: value for key, value in vars(self).items() if key != "savings"} | {"savings": [vars(saving) for saving in self.savings]}
 
 
-@dataclass
-class Ground:
-    """What does not change while settings are tried: base, sizes, traced costs by batch size.
-
-    pixels: of all pictures, each at every size that it is trained at.  usual_share: pixels of the mean use of a picture, as a
-    share of those of the largest size.  to_draw: regularisation pictures that the base draws before training.
-    sharding: how the base is divided between processes; the plan is then of one of them.
-    """
-
-    recipe: Recipe
-    base: Any
-    device: torch.device
-    sizes: list[tuple[int, int]]
-    pixels: int
-    usual_share: float
-    to_draw: int
-    captions: int
-    surroundings: plan_phases.Surroundings
-    model: torch.nn.Module
-    config: dict[str, Any]
-    held_out: int = 0
-    sharding: Sharding | None = None
-    costs: dict[tuple[int, bool, bool], plan_model.StepCost] = field(default_factory=dict)
-    traces: dict[tuple[int, bool], Trace] = field(default_factory=dict)
-    speed: Speed | None = None
-    expansions: dict[str, float] = field(default_factory=dict)
-    quantiser: int | None = None
-    kept_in: Path | None = None
-
-    def library_bytes(self, hold: Hold, optimizer: str) -> int:
-        """Of a run with this hold and optimizer; the library of quantised numbers is only loaded where it is needed."""
-        if self.device.type != "cpu" or not (hold.name in QUANTISED or optimizer.endswith("8bit")):
-            return self.surroundings.library_bytes
-        if self.quantiser is None:
-            self.quantiser = plan_phases.quantiser_bytes()
-        return self.surroundings.library_bytes + self.quantiser
-
-    def weight_bytes(self, hold: Hold) -> float:
-        """Of all weights of the base in one process."""
-        compute_bytes = float(torch.finfo(hold.compute).bits // 8)
-        return plan_model.weight_bytes(self.model, self.base.family.facts, hold.name, compute_bytes, self.surroundings.file_bytes, stay_in_file=self.device.type == "cpu")
-
-    def step_seconds(self, cost: plan_model.StepCost, hold: Hold, batch: int, checkpointed: int) -> float:
-        """Of one forward and backward pass. The machine is probed once, and once more for each way to hold the weights."""
-        if self.speed is None:
-            shape = self.base.family.shape(self.config)
-            tokens = int(batch * max(height * width for height, width in self.sizes) * shape.tokens_per_pixel)
-            self.speed = probe_speed(shape, tokens, self.device, hold.compute)
-        if hold.name not in self.expansions:
-            self.expansions[hold.name] = probe_expansion(hold, self.device)
-        held = sum(linear.weight.numel() for linear in held_linears(self.model, self.base.family.facts).values())
-        return self.speed.step_seconds(cost, checkpointed, held, self.expansions[hold.name])
-
-    def cost(self, recipe: Recipe, hold: Hold, checkpointed: bool) -> plan_model.StepCost:
-        """Traced once for a batch size, and once more where blocks are checkpointed."""
-        batch, short = recipe.training.batch_size, memory_is_short(hold)
-        if (batch, checkpointed, short) not in self.costs:
-            largest = max(self.sizes, key=lambda size: size[0] * size[1])
-            targets = resolve_targets(self.base.family.facts, recipe.adapter.targets)
-            heap = heap_settings(short) if self.device.type == "cpu" else None
-            self.costs[batch, checkpointed, short] = plan_model.step_cost(
-                self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest,
-                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap, self.traces, self.kept_in)
-        return self.costs[batch, checkpointed, short]
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that a run could take now: free on the GPU, or what this process has and could still get."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
-
-
-def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None, sharding: Sharding | None = None,
-           kept_in: Path | None = None) -> Ground:
-    """Read configurations, picture sizes and the libraries' own size. training_set: where it is known already. kept_in: see `plan_kept`."""
-    from finetune.families.base_models import locate_base
-
-    base = locate_base(recipe.base.model, recipe.base.revision, parts=())
-    facts = base.family.facts
-    import_libraries(base.folder)
-    if training_set is None and recipe.data.folder is not None:
-        from finetune.training.training_set import build_training_set
-
-        training_set = build_training_set(recipe, facts, progress or Progress())
-    to_draw = len(requests_of(recipe, facts)) if training_set is None or not any(picture.regularisation for picture in training_set.pictures) else 0
-    edge = max(resolutions_of(recipe, facts)) // facts.size_multiple * facts.size_multiple
-    sizes, pixels, usual_share, captions = [(edge, edge)], to_draw * edge**2, 1.0, 0
-    if training_set is not None:
-        buckets = [picture.placement.bucket for picture in training_set.pictures]
-        sizes = sorted({(bucket.height, bucket.width) for bucket in buckets})
-        pixels += sum(bucket.height * bucket.width for bucket in buckets)
-        usual_share, captions = _usual_share(training_set), len(set(training_set.captions.every_caption()))
-    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = plan_model.build_on_meta(config["_class_name"], config)
-    held_out = len(training_set.held_out) if training_set is not None else 0
-    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device, kept_in), model, config, held_out, sharding, kept_in=kept_in)
-
-
-def _usual_share(training_set: Any) -> float:
-    """Own and regularisation pictures are used equally often in all; within their kind by their repeats."""
-    shares = []
-    largest = max(picture.placement.bucket.height * picture.placement.bucket.width for picture in training_set.pictures)
-    for kind in (False, True):
-        uses = [(picture.placement.bucket.height * picture.placement.bucket.width, picture.repeats) for picture in training_set.pictures if picture.regularisation == kind]
-        if uses:
-            shares.append(sum(area * repeats for area, repeats in uses) / sum(repeats for _, repeats in uses) / largest)
-    return sum(shares) / len(shares)
-
-
 def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
-    """The plan for these settings. encoded: everything is in the cache, so that no encoder will be loaded."""
+    """The plan for these settings. encoded: as if everything were in the cache, so that no encoder will be loaded."""
     facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
     compute_bytes = float(torch.finfo(hold.compute).bits // 8)
     cost = ground.cost(recipe, hold, checkpointed > 0)
@@ -211,7 +93,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes
-    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded or ground.encoded)
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
@@ -280,17 +162,18 @@ def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
     return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
 
 
-def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, progress: Progress | None = None) -> Plan:
-    """What this recipe needs on this machine. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
+def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, cache_folder: Path | None = None, progress: Progress | None = None) -> Plan:
+    """What this recipe needs on this machine, without encoding what the cache holds already. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
     fixed: settings, as "section.key", that are not to be changed for that.  processes: between which the base is divided, as
-    recipes/accelerate/fsdp.yaml does it; memory is then that of one.
+    recipes/accelerate/fsdp.yaml does it; memory is then that of one.  cache_folder: of the encodings, beside which traces are kept;
+    None: the user's.
 
     Raises BaseModelError, DataError, AdapterError and BadInput as training would.
     """
     from finetune.training.plan_fit import fitted, size_in_bytes
 
     sharding = Sharding(processes, reshard_after_forward=True, offload=False) if processes > 1 else None
-    ground = survey(recipe, progress=progress, sharding=sharding)
+    ground = survey(recipe, progress=progress, sharding=sharding, kept_in=cache_folder or default_cache_folder())
     if sharding is not None:
         check_divisible(resolved_hold(recipe, ground.device))
     if fit is not None:

@@ -10,7 +10,8 @@ import torch
 
 from finetune.errors import BadInput
 from finetune.recipe import Recipe
-from finetune.training.plan import GIB, Ground, Plan, Saving, estimate, fewest_checkpoints, resolved_hold
+from finetune.training.plan import GIB, Plan, Saving, estimate, fewest_checkpoints, resolved_hold
+from finetune.training.plan_ground import Ground
 from finetune.training.plan_model import BYTES
 from finetune.training.placement import Hold
 

@@ -10,7 +10,8 @@ import torch
 
 from data_tools.progress import Progress
 from finetune.training.placement import Hold
-from finetune.training.plan import Plan, available_bytes, fewest_checkpoints, survey
+from finetune.training.plan import Plan, fewest_checkpoints
+from finetune.training.plan_ground import available_bytes, survey
 from finetune.training.plan_record import write_plan, write_truth
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
@@ -25,16 +26,16 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     recipe, device = prepared.recipe, prepared.accelerator.device
     budget = _budget(prepared)
     ground = survey(recipe, prepared.training_set, sharding=prepared.sharding, kept_in=prepared.cache_folder)
-    made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
+    made = fewest_checkpoints(ground, recipe, prepared.hold, budget)
     earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
     if earlier not in (None, prepared.hold.name):
         # A resumed run keeps what it began with: other weights would give another adapter.
         prepared = replace(prepared, hold=Hold(earlier, prepared.hold.compute, "as the run began"))
-        made = fewest_checkpoints(ground, recipe, prepared.hold, budget, encoded=True)
+        made = fewest_checkpoints(ground, recipe, prepared.hold, budget)
     elif earlier is None and not made.fits and recipe.base.hold == "auto" and prepared.sharding is None:
         name = "streamed" if device.type == "cpu" else "nf4"
         hold = Hold(name, prepared.hold.compute, f"the weights as {prepared.hold.name} would need {made.memory_bytes['peak'] >> 20} MiB of {budget >> 20} MiB")
-        smaller = fewest_checkpoints(ground, recipe, hold, budget, encoded=True)
+        smaller = fewest_checkpoints(ground, recipe, hold, budget)
         if smaller.memory_bytes["peak"] < made.memory_bytes["peak"]:
             prepared, made = replace(prepared, hold=hold), smaller
             prepared.reasons["base weights"] = f"{hold.name}: {hold.reason}"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -28,13 +28,15 @@ def adapter(rank: int = 4, seed: int = 0, modules=("a.one", "a.two"), outputs: i
 
 
 @settings(max_examples=30, deadline=None)
+@example(ranks=[6, 6, 6], weights=[0.5, -1.0, 2.0])
 @given(ranks=st.lists(st.integers(1, 6), min_size=1, max_size=3), weights=st.lists(st.floats(-2, 2), min_size=3, max_size=3))
 def test_u60_concatenation_is_the_weighted_sum(ranks, weights):
     parts = [Weighted(adapter(rank, seed), weight) for seed, (rank, weight) in enumerate(zip(ranks, weights, strict=False))]
     result = arithmetic.merge(parts)
     for module in result.adapter.modules:
         assert_close(delta_of(result.adapter, module), sum(part.weight * delta_of(part.adapter, module) for part in parts), atol=1e-4, rtol=1e-4)
-    assert set(result.adapter.ranks.values()) == {sum(ranks)} and not result.errors
+    # A layer of 16 inputs and 20 outputs has 16 directions.
+    assert set(result.adapter.ranks.values()) == {min(sum(ranks), 16)} and not result.errors
 
 
 def test_modules_of_one_adapter_only_are_kept():

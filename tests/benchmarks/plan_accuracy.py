@@ -57,12 +57,12 @@ def build(folder: str, changes: dict) -> dict:
     return {"folder": str(hunyuan_dit(Path(folder), torch.bfloat16, **changes))}
 
 
-def planned(recipe: dict) -> dict:
-    """What `brushwork plan --json` says."""
+def planned(recipe: dict, cache: str) -> dict:
+    """What `brushwork plan --json` says, where the cache is the run's."""
     from finetune.recipe import load_recipe
     from finetune.training.plan import plan
 
-    return plan(load_recipe(recipe)).as_json()
+    return plan(load_recipe(recipe), cache_folder=Path(cache)).as_json()
 
 
 def trained(recipe: dict, run: str, cache: str) -> dict:
@@ -110,7 +110,8 @@ def measure(folder: Path, number: int, combination: tuple) -> tuple[dict, dict]:
     }
     run = folder / f"run-{os.getpid()}-{number}"
     try:
-        return in_own_process("planned", recipe), in_own_process("trained", recipe, str(run), str(folder / "encodings"))
+        cache = str(folder / "encodings")
+        return in_own_process("planned", recipe, cache), in_own_process("trained", recipe, str(run), cache)
     finally:
         shutil.rmtree(run, ignore_errors=True)
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.small_job import write_pictures
+from tests.training.small_job import small_recipe, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +23,14 @@ def pictures(tmp_path_factory) -> Path:
 def encodings_folder(tmp_path_factory) -> Path:
     """One encoding cache for all runs, so that only the first encodes."""
     return tmp_path_factory.mktemp("encodings")
+
+
+@pytest.fixture(scope="module")
+def ground(tiny_base, pictures, tmp_path_factory):
+    """What a plan of the tiny base stands on, and the recipe."""
+    from finetune.training.plan_ground import survey
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("scan")))
+        recipe = small_recipe(tiny_base, pictures, training__optimizer="auto")
+        yield survey(recipe), recipe

@@ -1,0 +1,43 @@
+"""What a plan stands on: whether encoders will be loaded depends on what the cache holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.progress import Progress
+from finetune.families.base_models import locate_base
+from finetune.training.encode import encode_everything
+from finetune.training.encoding_cache import EncodingCache
+from finetune.training.plan import plan
+from finetune.training.samples import plan_samples
+from finetune.training.training_set import build_training_set
+from tests.training.small_job import small_recipe
+
+ENCODING = {"encoding pictures", "encoding captions"}
+
+
+def test_what_is_encoded_already_needs_no_encoder(tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    recipe, cache = small_recipe(tiny_base, pictures), EncodingCache(tmp_path / "encodings")
+    assert ENCODING <= plan(recipe, cache_folder=cache.folder).phases_bytes.keys()
+    base = locate_base(str(tiny_base))
+    training_set = build_training_set(recipe, base.family.facts, Progress())
+    prompts = plan_samples(recipe, base.family.facts, training_set).every_prompt()
+    encode_everything(base, training_set.with_held_out(), prompts, recipe.data, cache, torch.device("cpu"), torch.float32, 0, Progress())
+    assert not ENCODING & plan(recipe, cache_folder=cache.folder).phases_bytes.keys()
+    other = small_recipe(tiny_base, pictures, samples__prompts=["another prompt"])
+    assert ENCODING <= plan(other, cache_folder=cache.folder).phases_bytes.keys(), "one caption is missing"
+    next(path for path in cache.folder.glob("??/*.safetensors")).unlink()
+    assert ENCODING <= plan(recipe, cache_folder=cache.folder).phases_bytes.keys()
+
+
+def test_the_same_plan_is_not_traced_twice(tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    recipe = small_recipe(tiny_base, pictures)
+    first = plan(recipe, cache_folder=tmp_path / "encodings")
+    monkeypatch.setattr("finetune.training.plan_model.one_step", None)
+    again = plan(recipe, cache_folder=tmp_path / "encodings")
+    assert again.flops_per_step == first.flops_per_step and again.memory_bytes["activations"] == first.memory_bytes["activations"]
