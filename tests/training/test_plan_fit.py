@@ -1,13 +1,12 @@
 """Settings that fit a given memory: which are changed, what each costs, and what is said where none fit."""
 
 
-import time
 from dataclasses import replace
 
 import pytest
 
 from finetune.errors import BadInput
-from finetune.training.plan import estimate, plan, resolved_hold
+from finetune.training.plan import estimate, resolved_hold
 from finetune.training.plan_ground import Ground
 from finetune.training.plan_fit import WAYS_OUT, changes, fitted, refusal, size_in_bytes, too_large
 
