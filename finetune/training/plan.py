@@ -92,7 +92,9 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes
-    phases = {"training": sum(parts.values())} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded or ground.encoded)
+    encoded = encoded or ground.encoded
+    # What encoding imports stays.
+    phases = {"training": sum(parts.values()) + (0 if encoded else around.later_bytes)} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(

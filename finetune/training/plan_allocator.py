@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 # Allocations and, as a negative number, the place in this list of what is freed.
 Events = Sequence[int]
-# The heap of a run settles in its first steps.
-REPEATS = 2
+# The heap of a run settles in its first steps: with blocks that are computed again it grows by a third after the second.
+REPEATS = 4
 PATIENCE_SECONDS = 20
 
 REPLAY = """

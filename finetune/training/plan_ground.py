@@ -24,7 +24,7 @@ from finetune.training.preloading import import_libraries
 from finetune.training.regularisation import requests_of
 from finetune.training.samples import plan_samples
 from finetune.training.sharding import Sharding
-from finetune.training.training_set import resolutions_of
+from finetune.training.training_set import TrainingSet, resolutions_of
 
 if TYPE_CHECKING:
     from finetune.families.base_models import BaseModel
@@ -107,7 +107,7 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
-def survey(recipe: Recipe, training_set: Any = None, progress: Progress | None = None, sharding: Sharding | None = None,
+def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Progress | None = None, sharding: Sharding | None = None,
            kept_in: Path | None = None) -> Ground:
     """Read configurations, picture sizes and the libraries' own size. training_set: of a run that has encoded it; where it is not
     given it is scanned, and looked for in the cache. kept_in: folder of the cache, see `plan_kept`."""
@@ -145,7 +145,7 @@ def _found_encoded(base: BaseModel, training_set: TrainingSet, recipe: Recipe, c
     return is_encoded(base, training_set.with_held_out(), prompts, recipe.data, EncodingCache(cache_folder))
 
 
-def _usual_share(training_set: Any) -> float:
+def _usual_share(training_set: TrainingSet) -> float:
     """Own and regularisation pictures are used equally often in all; within their kind by their repeats."""
     shares = []
     largest = max(picture.placement.bucket.height * picture.placement.bucket.width for picture in training_set.pictures)

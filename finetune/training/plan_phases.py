@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 META = torch.device("meta")
 # Threads, buffers of the product library and what a run keeps of its data, beyond the imports; measured.
 WORKING_BYTES = 48 << 20
-# What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws; measured.
-LATER_BYTES, MODELS = 75 << 20, "transformers.modeling_utils"
+# What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws, and keeps; measured.
+LATER_BYTES, MODELS = 65 << 20, "transformers.modeling_utils"
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
@@ -62,8 +62,9 @@ class Surroundings:
 def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device, kept_in: Path | None = None) -> Surroundings:
     """Read from configurations; kept_in: as `plan_kept.kept` has it. In a run that finds them kept, no encoder's class is loaded."""
     largest = max(sizes, key=lambda size: size[0] * size[1])
-    found = kept(kept_in, Surroundings, (configurations(base.folder), largest), lambda: _of_components(base, largest))
+    # Before the encoders' classes are looked at, which are some of what comes later.
     weight, later = (_library_bytes(), 0 if MODELS in sys.modules else LATER_BYTES) if device.type == "cpu" else (0, 0)
+    found = kept(kept_in, Surroundings, (configurations(base.folder), largest), lambda: _of_components(base, largest))
     return replace(found, library_bytes=weight, later_bytes=later, file_bytes=_file_bytes(base.folder / "transformer"))
 
 
@@ -131,9 +132,10 @@ def _file_bytes(folder: Path) -> float:
 
 
 def _library_bytes() -> int:
-    """What this process weighs, which has imported the run's libraries."""
+    """What this process weighs, which has imported the run's libraries, with the run's own code, which a plan alone does not need."""
     import psutil
 
+    importlib.import_module("finetune.training.run")
     return psutil.Process().memory_info().rss + WORKING_BYTES
 
 
