@@ -61,6 +61,28 @@ print(json.dumps([before, isinstance(bert, tuners_utils.PreTrainedModel), isinst
 """
 
 
+RECOMPUTED = """
+import json, sys
+from pathlib import Path
+import torch
+from finetune.training.preloading import late_imports
+with late_imports(Path(".")):
+    pass
+from finetune.families.checkpointing import checkpoint_blocks
+from finetune.training.plan_phases import COMPILER_SETTINGS
+block = torch.nn.Linear(4, 4).train()
+before = COMPILER_SETTINGS in sys.modules
+checkpoint_blocks([block], 1)
+block(torch.ones(1, 4)).sum().backward()
+print(json.dumps([before, COMPILER_SETTINGS in sys.modules]))
+"""
+
+
+def test_checkpointed_blocks_load_what_the_plan_counts_for_them() -> None:
+    output = subprocess.run([sys.executable, "-c", RECOMPUTED], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output.splitlines()[-1]) == [False, True]
+
+
 # Text and picture encoders in a pipeline, as encoding loads them: neither the compiler nor what divides models comes along.
 ENCODING = """
 import json, sys
