@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -23,8 +24,8 @@ COMPILER_PARTS = (f"{COMPILER}._trace_wrapped_higher_order_op",)
 
 
 class _UnusedCompiler(ModuleType):
-    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on. Anything else
-    that is asked of it loads it, and from then on it alone answers."""
+    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on, and its settings are a
+    file of their own. Anything else that is asked of it loads it, and from then on it alone answers."""
 
     def __init__(self, spec: ModuleSpec):
         super().__init__(spec.name)
@@ -35,7 +36,17 @@ class _UnusedCompiler(ModuleType):
         # Loaders ask every module for such names; they are no use of the compiler. Importing a part of it asks for its path.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
+        if name == "config" and sys.modules.get(COMPILER) is self:
+            return self._settings()
         return getattr(self._loaded(), name)
+
+    def _settings(self) -> ModuleType:
+        """The compiler's settings, which checkpointing looks at: a file that needs nothing of the rest, which takes it over as it is."""
+        name = f"{COMPILER}.config"
+        spec = importlib.util.spec_from_file_location(name, Path(self.__spec__.origin).with_name("config.py"))
+        sys.modules[name] = self.config = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.config)
+        return self.config
 
     def _loaded(self) -> ModuleType:
         if sys.modules.get(COMPILER) is self:

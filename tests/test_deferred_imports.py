@@ -120,9 +120,14 @@ def constant():
     return 3
 
 assert constant._dynamo_marked_constant and not isinstance(torch.nn.Linear(1, 1), torch._dynamo.eval_frame.OptimizedModule)
-assert "torch._dynamo.config" not in sys.modules, "nothing was compiled"
+settings = torch._dynamo.config
+with settings.patch(error_on_nested_fx_trace=False):
+    assert not torch._dynamo.config.error_on_nested_fx_trace
+assert settings.error_on_nested_fx_trace
+assert "torch._dynamo.convert_frame" not in sys.modules, "nothing was compiled"
 with TransformGetItemToIndex():
-    assert "torch._dynamo.config" in sys.modules
+    assert "torch._dynamo.convert_frame" in sys.modules
+assert torch._dynamo.config is settings, "what was set before is the compiler's own"
 import torch._dynamo._trace_wrapped_higher_order_op as real
 assert hasattr(real, "__file__") and isinstance(torch.compile(torch.nn.Linear(1, 1), backend="eager"), torch._dynamo.eval_frame.OptimizedModule)
 """

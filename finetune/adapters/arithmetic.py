@@ -85,10 +85,10 @@ def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None
     if len(parts) < 1 or not 0 < density <= 1 or (rank is not None and rank < 1):
         raise AdapterError("merging needs adapters, a density above 0 and at most 1, and a rank of at least 1")
     parts = [replace(part, adapter=joined(as_lora(part.adapter))) for part in parts]
+    families = _families([part.adapter for part in parts])
     notes = [*_written_out(*(part.adapter for part in parts)), *_check_together(parts)]
     usual = max(max(part.adapter.ranks.values()) for part in parts)
     modules = sorted({module for part in parts for module in part.adapter.modules})
-    families = _families([part.adapter for part in parts])
     result = Result(AdapterFile({}, family=families[0] if families else None, alternatives=tuple(families[1:])), notes=notes)
     tensors: dict[str, Tensor] = {}
     with (progress or Progress()).phase("merging", len(modules)) as advance:
@@ -108,7 +108,6 @@ def _check_together(parts: Sequence[Weighted]) -> list[str]:
     _no_dora(*adapters)
     if any(not math.isfinite(part.weight) for part in parts):
         raise AdapterError("a weight is not finite")
-    _families(adapters)
     shapes: dict[str, tuple[int, ...]] = {}
     for adapter in adapters:
         for module in adapter.modules:
@@ -125,7 +124,7 @@ def _written_out(*adapters: AdapterFile) -> list[str]:
 
 
 def _families(adapters: Sequence[AdapterFile]) -> list[str]:
-    """The families that all of them fit, the likeliest first; none where nothing was recognised."""
+    """The families that all of them fit, the likeliest first; none where nothing was recognised. Raises AdapterError where they share none."""
     fitting = [(adapter.family, *adapter.alternatives) for adapter in adapters if adapter.family]
     common = [name for name in min(fitting, key=len, default=()) if all(name in each for each in fitting)]
     if fitting and not common:

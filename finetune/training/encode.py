@@ -53,8 +53,8 @@ def text_keys(base: BaseModel, prompts: Iterable[str], cache: EncodingCache) -> 
 
 
 def is_encoded(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], data: DataSettings, cache: EncodingCache) -> bool:
-    """Whether the cache has an entry for all that `encode_everything` would ask for. Nothing is read of the entries, and nothing of the
-    base's encoders where no picture is there."""
+    """Whether the cache has an entry for all that `encode_everything` would ask for. The entries are not read, nor the base's text
+    encoders where a picture is missing."""
     if not cache.folder.is_dir():
         return False
     latents = latent_keys(base, training_set.pictures, data.background, cache)

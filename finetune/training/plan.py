@@ -85,7 +85,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
-        "libraries": ground.library_bytes(hold, optimizer) + (around.recomputing_bytes if checkpointed else 0), "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
+        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
         "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)

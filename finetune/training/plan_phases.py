@@ -27,8 +27,6 @@ META = torch.device("meta")
 WORKING_BYTES = 48 << 20
 # What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws, and keeps; measured.
 LATER_BYTES, MODELS = 65 << 20, "transformers.modeling_utils"
-# What checkpointed blocks load on their way: torch asks its compiler for a setting (2.13.0); measured.
-RECOMPUTING_BYTES, COMPILER_SETTINGS = 75 << 20, "torch._dynamo.config"
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
@@ -37,7 +35,7 @@ FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
 @dataclass(frozen=True)
 class Surroundings:
     """library_bytes: of this process with everything imported that training imports, later_bytes: what encoding and drawing import
-    beyond that, recomputing_bytes: what checkpointed blocks do, where they did not yet (all 0 on a GPU).  file_bytes: of a number in the
+    beyond that, where they did not yet (both 0 on a GPU).  file_bytes: of a number in the
     transformer's file.  text_parameters, vae_parameters: counts.  encode_bytes, decode_bytes: activations of the autoencoder."""
 
     library_bytes: int
@@ -49,7 +47,6 @@ class Surroundings:
     live_parameters: int = 0
     live_layers: tuple[tuple[int, ...], ...] = ()
     later_bytes: int = 0
-    recomputing_bytes: int = 0
 
     def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
         """Peak of every phase but training and proof. loaded_bytes: transformer with adapter,
@@ -65,13 +62,10 @@ class Surroundings:
 def surroundings(base: BaseModel, sizes: list[tuple[int, int]], device: torch.device, kept_in: Path | None = None) -> Surroundings:
     """Read from configurations; kept_in: as `plan_kept.kept` has it. In a run that finds them kept, no encoder's class is loaded."""
     largest = max(sizes, key=lambda size: size[0] * size[1])
-    # Before the encoders' classes are looked at and steps are traced, which load some of what comes later.
-    weight, later, recomputing = 0, 0, 0
-    if device.type == "cpu":
-        weight = _library_bytes()
-        later, recomputing = 0 if MODELS in sys.modules else LATER_BYTES, 0 if COMPILER_SETTINGS in sys.modules else RECOMPUTING_BYTES
+    # Before the encoders' classes are looked at, which are some of what comes later.
+    weight, later = (_library_bytes(), 0 if MODELS in sys.modules else LATER_BYTES) if device.type == "cpu" else (0, 0)
     found = kept(kept_in, Surroundings, (configurations(base.folder), largest), lambda: _of_components(base, largest))
-    return replace(found, library_bytes=weight, later_bytes=later, recomputing_bytes=recomputing, file_bytes=_file_bytes(base.folder / "transformer"))
+    return replace(found, library_bytes=weight, later_bytes=later, file_bytes=_file_bytes(base.folder / "transformer"))
 
 
 def _of_components(base: BaseModel, largest: tuple[int, int]) -> Surroundings:

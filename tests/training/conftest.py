@@ -36,5 +36,5 @@ def ground(tiny_base, pictures, tmp_path_factory):
         recipe = small_recipe(tiny_base, pictures, training__optimizer="auto")
         found = survey(recipe)
         # As in a process of its own: one that has run other tests weighs what they loaded.
-        around = replace(found.surroundings, library_bytes=400 << 20, later_bytes=0, recomputing_bytes=0)
+        around = replace(found.surroundings, library_bytes=400 << 20, later_bytes=0)
         yield replace(found, surroundings=around), recipe

@@ -149,13 +149,6 @@ def small_views(tiny_base, pictures):
     return [picture for picture in build_training_set(small_recipe(tiny_base, pictures, data__resolution=32), facts, Progress()).pictures]
 
 
-def test_what_checkpointed_blocks_load_is_counted_where_there_are_some(ground):
-    surveyed, recipe = ground
-    knowing = replace(surveyed, surroundings=replace(surveyed.surroundings, recomputing_bytes=7 << 20))
-    none, one = (estimate(knowing, recipe, resolved_hold(recipe, surveyed.device), blocks, 1 << 40).memory_bytes["libraries"] for blocks in (0, 1))
-    assert one - none == 7 << 20
-
-
 def test_auto_checkpoints_as_few_blocks_as_fit(ground):
     surveyed, recipe = ground
     hold = resolved_hold(recipe, surveyed.device)
