@@ -63,6 +63,11 @@ class EncodingCache:
     def mended(self) -> int:
         return len(self._damaged)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the entries that are in memory."""
+        return self._memory_bytes
+
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 

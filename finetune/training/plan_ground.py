@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +108,10 @@ def available_bytes(device: torch.device) -> int:
 
 
 def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Progress | None = None, sharding: Sharding | None = None,
-           kept_in: Path | None = None) -> Ground:
+           kept_in: Path | None = None, held_bytes: int = 0) -> Ground:
     """Read configurations, picture sizes and the libraries' own size. training_set: of a run that has encoded it; where it is not
-    given it is scanned, and looked for in the cache. kept_in: folder of the cache, see `plan_kept`."""
+    given it is scanned, and looked for in the cache. kept_in: folder of the cache, see `plan_kept`.  held_bytes: of encodings that
+    are in this process's memory already, which a plan counts by themselves."""
     from finetune.families.base_models import locate_base
 
     base = locate_base(recipe.base.model, recipe.base.revision, parts=())
@@ -134,7 +135,9 @@ def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Pr
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = plan_model.build_on_meta(config["_class_name"], config)
     held_out = len(training_set.held_out) if training_set is not None else 0
-    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, plan_phases.surroundings(base, sizes, device, kept_in), model, config, held_out, sharding, kept_in=kept_in, encoded=encoded)
+    around = plan_phases.surroundings(base, sizes, device, kept_in)
+    around = replace(around, library_bytes=max(around.library_bytes - held_bytes, 0))
+    return Ground(recipe, base, device, sizes, pixels, usual_share, to_draw, captions, around, model, config, held_out, sharding, kept_in=kept_in, encoded=encoded)
 
 
 def _found_encoded(base: BaseModel, training_set: TrainingSet, recipe: Recipe, cache_folder: Path) -> bool:

@@ -16,6 +16,7 @@ from finetune.training.plan_record import write_plan, write_truth
 from finetune.training.preparation import Prepared
 from finetune.training.run_folder import RunFolder
 from finetune.training.sharding import check_divisible
+from finetune.training.token_training import without_tokens
 
 # Of the memory that is free now, what a run counts on; the rest is other programs' growth.
 COUNTED_ON = 0.95
@@ -25,7 +26,7 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
     """The run with its final hold and number of checkpointed blocks; the plan is written to plan.json and said with reasons."""
     recipe, device = prepared.recipe, prepared.accelerator.device
     budget = _budget(prepared)
-    ground = survey(recipe, prepared.training_set, sharding=prepared.sharding, kept_in=prepared.cache_folder)
+    ground = survey(recipe, prepared.training_set, sharding=prepared.sharding, kept_in=prepared.cache_folder, held_bytes=without_tokens(prepared.encodings).cache.held_bytes)
     made = fewest_checkpoints(ground, recipe, prepared.hold, budget)
     earlier = _earlier_hold(prepared.run) if recipe.base.hold == "auto" else None
     if earlier not in (None, prepared.hold.name):

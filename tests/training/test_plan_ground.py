@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from finetune.families.base_models import locate_base
 from finetune.training.encode import encode_everything
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.plan import plan
+from finetune.training.run import train
 from finetune.training.samples import plan_samples
 from finetune.training.training_set import build_training_set
 from tests.training.small_job import small_recipe
@@ -41,3 +43,13 @@ def test_the_same_plan_is_not_traced_twice(tiny_base: Path, pictures: Path, tmp_
     monkeypatch.setattr("finetune.training.plan_model.one_step", None)
     again = plan(recipe, cache_folder=tmp_path / "encodings")
     assert again.flops_per_step == first.flops_per_step and again.memory_bytes["activations"] == first.memory_bytes["activations"]
+
+
+def test_encodings_that_a_run_holds_in_memory_count_once(tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    monkeypatch.setattr("finetune.training.plan_phases._library_bytes", lambda: 1 << 30)
+    train(small_recipe(tiny_base, pictures, training__steps=1), tmp_path / "run", cache_folder=tmp_path / "encodings")
+    cache = EncodingCache(tmp_path / "encodings")
+    assert not cache.missing([path.stem for path in cache.folder.glob("??/*.safetensors")])
+    parts = json.loads((tmp_path / "run" / "plan.json").read_text())["estimate"]["memory_bytes"]
+    assert parts["encodings"] and parts["libraries"] == (1 << 30) - cache.held_bytes < 1 << 30
