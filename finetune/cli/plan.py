@@ -13,8 +13,6 @@ from finetune.cli.run_arguments import Base, Changes, RecipeName, Target, Trigge
 if TYPE_CHECKING:
     from finetune.training.plan import Plan
 
-GIB = 2**30
-
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -51,24 +49,21 @@ def plan(
 
 
 def _lines(made: Plan) -> list[str]:
+    from finetune.training.plan_fit import size_text
+
     width = max(map(len, made.memory_bytes))
     disk = {name: size for name, size in made.disk_bytes.items() if name != "total" and size}
     settings, sizes = made.settings, [f"{width}x{height}" for height, width in made.settings["sizes"]]
-    parts = [f"{name.replace('_', ' ')} {_size(size)}" for name, size in disk.items()]
+    parts = [f"{name.replace('_', ' ')} {size_text(size)}" for name, size in disk.items()]
     lines = [
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
         f"settings: weights {settings['hold']}, {settings['checkpointed_blocks']} of {settings['blocks']} blocks checkpointed, batch {settings['batch_size']} x {settings['accumulation']}, "
         f"{settings['kind']} of rank {settings['rank']}, {settings['optimizer']}, pictures of {', '.join(sizes[:4])}{f' and {len(sizes) - 4} more sizes' if len(sizes) > 4 else ''}",
-        f"memory: {_size(made.memory_bytes['peak'])} of {_size(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
-        *(f"  {name:{width}}  {_size(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
+        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
+        *(f"  {name:{width}}  {size_text(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
-        f"disk: {_size(sum(disk.values()))} ({', '.join(parts)})",
+        f"disk: {size_text(sum(disk.values()))} ({', '.join(parts)})",
     ]
     for saving in made.savings:
-        lines.append(f"{'changed to fit' if made.fits else 'changed'}: {saving.setting} = {saving.value} saves {_size(saving.saves_bytes)}; costs {saving.costs}")
+        lines.append(f"{'changed to fit' if made.fits else 'changed'}: {saving.setting} = {saving.value} saves {size_text(saving.saves_bytes)}; costs {saving.costs}")
     return lines + [f"note: {note}" for note in made.notes]
-
-
-def _size(count: float) -> str:
-    """Bytes in the unit in which they can be read."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f} MiB"

@@ -41,6 +41,11 @@ WAYS_OUT = {
 }
 
 
+def size_text(count: float) -> str:
+    """Bytes in the unit in which they can be read."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f}".removesuffix(".0") + " MiB"
+
+
 def size_in_bytes(text: str) -> int:
     """"12GB", "512 MiB", "1.5e9" -> bytes; GB is 2^30, as cards are labelled. Raises BadInput."""
     units = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
@@ -178,17 +183,13 @@ def changes(made: Plan) -> list[str]:
 def refusal(made: Plan, fixed: Collection[str] = ()) -> tuple[str, str]:
     """Of a plan that does not fit: what is wrong, and what to do. fixed: as `fitted` was given it."""
     over, settled = too_large(made), [name for name in CHANGEABLE if name in fixed]
-    needs = ", ".join(f"{_size(size)} while {phase}" for phase, size in over.items())
-    said = f"nothing fits {_size(made.budget_bytes)}"
+    needs = ", ".join(f"{size_text(size)} while {phase}" for phase, size in over.items())
+    said = f"nothing fits {size_text(made.budget_bytes)}"
     if made.memory_bytes["libraries"] > made.budget_bytes:
-        return f"{said}: the program's libraries alone take {_size(made.memory_bytes['libraries'])} on this machine", f"no base is small enough: give more memory (this run: {_size(made.memory_bytes['peak'])})"
+        return f"{said}: the program's libraries alone take {size_text(made.memory_bytes['libraries'])} on this machine", f"no base is small enough: give more memory (this run: {size_text(made.memory_bytes['peak'])})"
     if over.keys() <= set(ENCODING):
         there = "; all else fits here" + (" with " + " ".join(f"--set {change}" for change in changes(made)) if made.savings else "")
         there += ", base.dtype there too" if any(saving.setting == "base.dtype" for saving in made.savings) else ""
         return f"{said}: this run needs {needs}", "; ".join(WAYS_OUT[phase] for phase in over) + there
     ways = [*(WAYS_OUT[phase] for phase in over), *([f"leave {', '.join(settled)} to --fit"] if settled else [])]
     return f"{said}: with every saving{' that --set leaves' if settled else ''} this run needs {needs}", "; or ".join(dict.fromkeys(ways))
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.0f} MiB"
