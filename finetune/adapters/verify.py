@@ -170,13 +170,14 @@ def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str
     allowed = BAKE_TOLERANCE[dtype]
     if not error <= allowed and dtype in ROUNDING:
         # The neighbour is three and a half times as far as rounding goes on average; the factor is for models that blow it up unevenly.
-        allowed = max(allowed, 1.5 * _rounding_error(model, run, bases, ROUNDING[dtype]))
+        allowed = max(allowed, 1.5 * _rounding_error(model, run, bases, ROUNDING[dtype], seen))
     if not error <= allowed:
         raise VerifyError(f"baked and attached differ by {error:.1e} (allowed for {dtype}: {allowed:.0e})", where=where)
     return error
 
 
-def _rounding_error(model: nn.Module, run: Callable[[nn.Module], Tensor], bases: list[nn.Module], rounding: float) -> float:
+def _rounding_error(model: nn.Module, run: Callable[[nn.Module], Tensor], bases: list[nn.Module], rounding: float,
+                    seen: Callable[[Tensor], None]) -> float:
     """How far the base's output moves when every weight of these layers moves to its neighbour in the format, up or down: what a
     deep model makes of rounding alone."""
     import torch
@@ -184,7 +185,9 @@ def _rounding_error(model: nn.Module, run: Callable[[nn.Module], Tensor], bases:
     def neighbour(number: int) -> Tensor:
         weight = bases[number].weight.data
         up = torch.rand(weight.shape, generator=generator(0, "rounding of weights", index=number)) < 0.5
-        return (weight.float() * torch.where(up, 1 + rounding, 1 - rounding).to(weight.device)).to(weight.dtype)
+        moved = (weight.float() * torch.where(up, 1 + rounding, 1 - rounding).to(weight.device)).to(weight.dtype)
+        seen(weight)
+        return moved
 
     with bypassed(model):
         exact = _output(run, model)
