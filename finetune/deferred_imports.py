@@ -21,24 +21,47 @@ from typing import Any
 COMPILER = "torch._dynamo"
 # Of the compiler's parts, those whose names others take without compiling anything.
 COMPILER_PARTS = (f"{COMPILER}._trace_wrapped_higher_order_op",)
+# Sizes of tensors may be formulas. Arithmetic on the meta device, where models are built, asks these two about every size: 32 MiB and 0.6 s.
+FORMULAS, SIZES = "sympy", "torch.fx.experimental.symbolic_shapes"
+# What SIZES says of plain conditions and numbers, and what it is not asked about those.
+PLAIN_ANSWERS: dict[str, Callable[..., bool]] = {
+    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "statically_known_true"), bool),
+    "is_nested_int": lambda size: False, "sym_and": lambda *conditions: all(conditions), "sym_or": lambda *conditions: any(conditions),
+    "sym_eq": lambda one, other: list(one) == list(other) if isinstance(one, (list, tuple)) else one == other,
+}
+NEVER_OF_PLAIN = ("guarding_hint_or_throw", "has_guarding_hint")
 
 
-class _UnusedCompiler(ModuleType):
-    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on, and its settings are a
-    file of their own. Anything else that is asked of it loads it, and from then on it alone answers."""
+class _Unused(ModuleType):
+    """In the place of a module, until something is asked of it that it cannot answer."""
 
     def __init__(self, spec: ModuleSpec):
         super().__init__(spec.name)
         self.__spec__, self.__file__ = spec, spec.origin
+
+    def __getattr__(self, name: str) -> Any:
+        # Loaders ask every module for such names; they are no use of it. Importing a part of a package asks for its path.
+        if name.startswith("__") and not (name == "__path__" and self.__spec__.submodule_search_locations is not None):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(self._loaded(), name)
+
+    def _loaded(self) -> ModuleType:
+        _drop_stand_in(self.__name__)
+        return importlib.import_module(self.__name__)
+
+
+class _UnusedCompiler(_Unused):
+    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on, and its settings are a
+    file of their own. Anything else that is asked of it loads it, and from then on it alone answers."""
+
+    def __init__(self, spec: ModuleSpec):
+        super().__init__(spec)
         self.eval_frame = _LaterModule(f"{COMPILER}.eval_frame")  # whose class nothing is an instance of that was not compiled
 
     def __getattr__(self, name: str) -> Any:
-        # Loaders ask every module for such names; they are no use of the compiler. Importing a part of it asks for its path.
-        if name.startswith("__") and name != "__path__":
-            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
         if name == "config" and sys.modules.get(COMPILER) is self:
             return self._settings()
-        return getattr(self._loaded(), name)
+        return super().__getattr__(name)
 
     def _settings(self) -> ModuleType:
         """The compiler's settings, which checkpointing looks at: a file that needs nothing of the rest, which takes it over as it is."""
@@ -50,10 +73,9 @@ class _UnusedCompiler(ModuleType):
 
     def _loaded(self) -> ModuleType:
         if sys.modules.get(COMPILER) is self:
-            del sys.modules[COMPILER]
             for part in COMPILER_PARTS:
                 _drop_stand_in(part)
-        return importlib.import_module(COMPILER)
+        return super()._loaded()
 
     def graph_break(self, *told: Any, **options: Any) -> None:
         if sys.modules.get(COMPILER) is not self:
@@ -94,6 +116,29 @@ def defer_compiler() -> None:
         sys.modules.update({part: _LaterModule(part) for part in COMPILER_PARTS})
 
 
+def defer_formulas() -> None:
+    """From here on sizes that are formulas are understood when the first one is met; nothing happens where they are already."""
+    about_sizes = {name: _answer(name, plain) for name, plain in PLAIN_ANSWERS.items()} | {name: _Later(SIZES, name) for name in NEVER_OF_PLAIN}
+    for module, names in ((FORMULAS, {"Basic": _Later(FORMULAS, "Basic")}), (SIZES, about_sizes)):
+        if module not in sys.modules and (spec := importlib.util.find_spec(module)) is not None:
+            sys.modules[module] = _Unused(spec)
+            vars(sys.modules[module]).update(names)
+
+
+def _answer(name: str, plain: Callable[..., bool]) -> Callable[..., bool]:
+    def answer(*asked: Any, **options: Any) -> bool:
+        if options or not all(_is_plain(one) for one in asked):
+            return _Later(SIZES, name)(*asked, **options)
+        return plain(*asked)
+
+    return answer
+
+
+def _is_plain(asked: Any) -> bool:
+    """A condition that is settled, a size that is a number, or a shape of such."""
+    return all(map(_is_plain, asked)) if isinstance(asked, (list, tuple)) else isinstance(asked, int)
+
+
 class _Later:
     """A name of a module that is loaded when it is used. An object can be one of its instances only when its module is there."""
 
@@ -105,7 +150,7 @@ class _Later:
         return getattr(importlib.import_module(self._module), self._name)
 
     def _is_loaded(self) -> bool:
-        return not isinstance(sys.modules.get(self._module), (_LaterModule, type(None)))
+        return not isinstance(sys.modules.get(self._module), (_LaterModule, _Unused, type(None)))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -147,7 +192,7 @@ class _LaterModule(ModuleType):
 
 def _drop_stand_in(module: str) -> None:
     """Let the next import of `module` find the real one."""
-    if isinstance(sys.modules.get(module), _LaterModule):
+    if isinstance(sys.modules.get(module), (_LaterModule, _Unused)):
         del sys.modules[module]
 
 

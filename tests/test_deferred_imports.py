@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, FORMULAS, PLAIN_ANSWERS, SIZES, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
 
 PACKAGE = """
 import importlib, sys, types
@@ -161,3 +161,48 @@ def test_models_that_are_loaded_already_keep_what_they_were_told() -> None:
     told = importlib.import_module("transformers.utils.import_utils").is_torch_distributed_available
     one_process_only()
     assert importlib.import_module("transformers.utils.import_utils").is_torch_distributed_available is told
+
+
+# Models are built on the meta device and computed with there; then a size is a formula after all.
+PLAIN_AND_FORMULA = """
+import sys
+import torch
+from finetune.deferred_imports import defer_compiler, defer_formulas
+defer_compiler()
+defer_formulas()
+
+def shapes():
+    with torch.device("meta"):
+        left = torch.randn(4, 1, 8) / 3**0.5 + torch.rand(5, 8) * torch.ones(8)
+        left.normal_()
+        return [tuple(tensor.shape) for tensor in (left, torch.nn.Embedding(7, 3, padding_idx=0).weight, left.reshape(2, -1), left.expand(6, 4, 5, 8))]
+
+before = shapes()
+assert "sympy.core" not in sys.modules and "torch.utils._sympy.functions" not in sys.modules
+try:
+    torch.ones(3, 2, device="meta") + torch.ones(2, 3, device="meta").div(2)
+except RuntimeError as problem:
+    assert "size" in str(problem) or "shape" in str(problem), problem
+else:
+    raise SystemExit("shapes that do not fit were added")
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, expect_true, sym_eq
+formula = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.ones(5, 7), static_shapes=False)
+assert isinstance(formula.shape[0], torch.SymInt) and tuple((formula + formula).shape) == (5, 7)
+assert isinstance(formula.shape[0] > 3, torch.SymBool) and expect_true(formula.shape[0] > 3) and sym_eq(formula.shape[0], 5)
+import sympy
+assert sympy.sqrt(4) == 2 and isinstance(sympy.Integer(2), sympy.Basic) and shapes() == before
+"""
+
+
+def test_models_are_built_without_formulas_for_sizes_which_are_understood_when_there_are_some() -> None:
+    subprocess.run([sys.executable, "-c", PLAIN_AND_FORMULA], check=True)
+
+
+def test_stand_ins_answer_about_plain_sizes_as_the_real_one_does() -> None:
+    real = importlib.import_module(SIZES)
+    for name, plain in PLAIN_ANSWERS.items():
+        for asked in ([(2, 3), [2, 3]], [(2, 3), [2]], [4, 4], [4, 5]) if name == "sym_eq" else ([7],) if name == "is_nested_int" else ([True], [False]):
+            assert plain(*asked) is getattr(real, name)(*asked), (name, asked)
+    defer_formulas()
+    assert sys.modules[SIZES] is real and hasattr(sys.modules[FORMULAS], "Integer"), "what is there stays"

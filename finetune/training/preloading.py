@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from finetune.absent_libraries import absent
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_part, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
 NEEDED_LATE = ("peft", "peft.helpers", "diffusers.models.transformers", "diffusers.schedulers.scheduling_utils")
@@ -44,6 +44,7 @@ def import_libraries(base: Path) -> None:
             with absent(COMPILER):
                 importlib.import_module("diffusers.utils")  # takes a function of it, and has its own where there is none
             defer_compiler()
+            defer_formulas()
             defer_part(DIVIDED_TENSORS)
             one_process_only()
         for name in NEEDED_LATE:
