@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.families import hunyuan_dit_forward
@@ -24,7 +23,7 @@ from finetune.families.protocol import (
     Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, TextStream,
 )
 from finetune.families.schedules import ddpm_objective
-from finetune.families.text_encoding import count_tokens, keep, stack
+from finetune.families.text_encoding import count_tokens, keep, stack, stack_padded
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
 CLIP_LENGTH, T5_LENGTH = 77, 256  # fixed by the model: its learned padding has 333 rows, its pooler 257 positions
@@ -108,11 +107,10 @@ class HunyuanDiT:
 
     @staticmethod
     def _text(conditionings: Sequence[Conditioning], device: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-        lengths = torch.tensor([len(c.tensors["clip"]) for c in conditionings], device=device)
-        clip = torch.stack([F.pad(c.tensors["clip"], (0, 0, 0, CLIP_LENGTH - len(c.tensors["clip"]))) for c in conditionings])
+        clip, clip_mask = stack_padded(conditionings, "clip", device, dtype, CLIP_LENGTH)
         return {
-            "encoder_hidden_states": clip.to(device, dtype),
-            "text_embedding_mask": torch.arange(CLIP_LENGTH, device=device)[None] < lengths[:, None],
+            "encoder_hidden_states": clip,
+            "text_embedding_mask": clip_mask,
             "encoder_hidden_states_t5": stack(conditionings, "t5", device, dtype),
             "text_embedding_mask_t5": stack(conditionings, "t5_mask", device),
         }

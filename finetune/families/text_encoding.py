@@ -15,8 +15,9 @@ CLIP_ATTENTION = r"(text_model\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_p
 
 
 def stack(conditionings: Sequence[Conditioning], key: str, device: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """Tensors of equal shape as one batch; integers and masks keep their dtype when `dtype` is None."""
-    return torch.stack([c.tensors[key] for c in conditionings]).to(device=device, dtype=dtype)
+    """Tensors of equal shape as one batch; integers and masks keep their dtype when `dtype` is None. They may come from different
+    devices: a caption with trained tokens lies where those are trained, a dropped one beside it where the cache left it."""
+    return torch.stack([c.tensors[key].to(device=device, dtype=dtype) for c in conditionings])
 
 
 def stack_padded(conditionings: Sequence[Conditioning], key: str, device: Any, dtype: torch.dtype,
