@@ -106,6 +106,12 @@ def _place_weights(job: TrainingJob, samples: Sequence[Sample], grid: torch.Size
     return torch.stack([place_weights(everywhere if mask is None else mask, job.recipe.data.unmasked_weight) for mask in masks])
 
 
+def _conditioning(job: TrainingJob, step: int, sample: Sample) -> Conditioning:
+    # Text encoders that are trained draw their dropout here.
+    torch.manual_seed(stable_seed(job.recipe.training.seed, "text dropout", step, sample.index))
+    return job.encodings.conditioning(job.training_set.captions.at(sample.picture, step, sample.index))
+
+
 def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], positions: torch.Tensor) -> MicroBatch:
     """Put a micro-batch together. Every draw is named by (seed, purpose, step, index of the sample in the step)."""
     seed = job.recipe.training.seed
@@ -115,7 +121,6 @@ def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], position
         spread = torch.randn(encoded.mean.shape, generator=generator(seed, "latent", step, sample.index))
         latents.append(encoded.mean + encoded.std * spread)
         noises.append(sample_noise(job, step, sample.index, encoded.mean.shape))
-    captions = [job.training_set.captions.at(sample.picture, step, sample.index) for sample in samples]
     device = job.accelerator.device
     pictures = [job.training_set.pictures[sample.picture] for sample in samples]
     places = _place_weights(job, samples, latents[0].shape[-2:])
@@ -125,7 +130,7 @@ def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], position
         uniform=positions[[sample.index for sample in samples]],
         weights=torch.tensor([picture.weight for picture in pictures]),
         place_weights=places if places is None else places.to(device),
-        conditionings=[job.encodings.conditioning(caption) for caption in captions],
+        conditionings=[_conditioning(job, step, sample) for sample in samples],
         geometries=[picture.geometry for picture in pictures],
         dropout_seed=stable_seed(seed, "dropout", step, samples[0].index),
     )

@@ -35,7 +35,12 @@ class LiveEncodings:
         return getattr(self._encodings, name)
 
     def conditioning(self, prompt: str) -> Conditioning:
-        """What is cached, and in it the trained encoders' part as they are now."""
+        """What is cached, and in it the trained encoders' part as they are now; their dropout acts when the transformer's does."""
+        from finetune.adapters.layers import adapter_layers
+
+        for encoder in encoders_of(self._family, self.pipeline).values():
+            for _, layer in adapter_layers(encoder):
+                layer.train(self.pipeline.transformer.training)
         return self._family.encode_live(self.pipeline, [prompt], [self._encodings.conditioning(prompt)])[0]
 
 
@@ -106,7 +111,8 @@ def prove_encoders(base: BaseModel, pipeline: Any, adapter: AdapterFile, encodin
 
 
 def _joined(conditioning: Conditioning) -> torch.Tensor:
-    return torch.cat([tensor.float().flatten() for name, tensor in sorted(conditioning.tensors.items()) if tensor.is_floating_point()])
+    # What the encoders gave is on their device, what is cached beside it in host memory.
+    return torch.cat([tensor.float().cpu().flatten() for name, tensor in sorted(conditioning.tensors.items()) if tensor.is_floating_point()])
 
 
 def together(proofs: Sequence[VerifyResult]) -> VerifyResult:

@@ -10,20 +10,33 @@ from finetune.adapters.adapter_file import FILE_NAME, read_adapter
 from finetune.adapters.arithmetic import Weighted
 from finetune.adapters.attach import attach
 from finetune.adapters.bake_files import bake_pipeline
+from finetune.adapters.kinds import AdapterSize
 from finetune.adapters.text_encoders import attach_encoders
 from finetune.errors import AdapterError, BadInput, RecipeError
 from finetune.families import registry
 from finetune.families.base_models import locate_base
 from finetune.families.key_layouts import KEY_MAPS
+from finetune.families.protocol import Conditioning
 from finetune.generation import LoadedAdapter, draw_from_files
 from finetune.sampling import PictureRequest
 from finetune.training.run import train
+from finetune.training.text_training import LiveEncodings, _joined, inject_encoders
 from tests.tiny_models.all import TINY
 from tests.training.small_job import small_recipe
 
 FAMILIES = ["flux_dev", "sd3"]
 SHORT = {"training__steps": 4, "training__checkpoint_every": 2, "training__optimizer": "adamw", "samples__steps": 1, "data__resolution": 32, "samples__guidance": 1.0,
-         "adapter__text_encoders": True}
+         "adapter__text_encoders": True, "adapter__dropout": 0.3}
+
+
+class CachedText:
+    """What the untouched encoders gave."""
+
+    def __init__(self, family, pipeline):
+        self.found = family.encode_prompts(pipeline, ["a red cat"])[0]
+
+    def conditioning(self, prompt):
+        return self.found
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +94,23 @@ def test_the_pipelines_own_loader_gives_the_same_text_states_and_prediction(fini
     for key in found:
         torch.testing.assert_close(found[key], theirs[key], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(bare["pooled"], theirs["pooled"], atol=1e-4)
+
+
+def test_dropout_acts_while_training_and_at_no_other_time():
+    pipeline, family = TINY["sd3"].build(), registry.family("sd3")
+    live = LiveEncodings(CachedText(family, pipeline), family, pipeline)
+    for _, parameter in inject_encoders(family, pipeline, AdapterSize(rank=4, dropout=0.5), seed=0):
+        parameter.data.fill_(0.1)
+    for training in (True, False):
+        pipeline.transformer.train(training)
+        first, second = (live.conditioning("a red cat").tensors["states"] for _ in range(2))
+        assert first.equal(second) is not training
+
+
+def test_cached_and_live_text_are_compared_though_they_lie_on_two_devices(monkeypatch):
+    """As on a GPU; a tensor on `meta` has no numbers to compare, only a device to be brought from."""
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape))
+    assert _joined(Conditioning({"t5": torch.ones(3, 2), "pooled": torch.ones(2, device="meta")})).shape == (8,)
 
 
 def test_baking_on_disk_writes_the_encoders_too(finished, tmp_path):
