@@ -49,6 +49,10 @@ class LoadedBase:
         if missing:
             self.conditionings |= encode_texts(self.base, missing, self.dtype, self.device, [self.worn])[0]
 
+    def autocast(self) -> torch.autocast:
+        """What training computes in, for predictions that must agree with those of a training step."""
+        return torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.name != "fp32")
+
     @property
     def pipeline(self) -> Any:
         """Transformer and VAE on the device, frozen; loaded at first use."""

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# fp16's scaler begins at 65536 and halves with every gradient that is not finite: below this the gradient is so without any scaling.
+SMALLEST_LOSS_SCALE = 1.0
+
+
 @dataclass(frozen=True)
 class StepNumbers:
     """loss: mean over the step's samples.  grad_norm: before clipping.  applied: False when the update was left out
-    because a number was not finite (`bad` says which).  signal_and_noise: of the gradient, where it was asked for."""
+    because a number was not finite (`bad` says which; fp16's scaler leaves out single steps without anything being bad).  signal_and_noise: of the gradient, where it was asked for."""
 
     loss: float
     grad_norm: float
@@ -90,4 +94,5 @@ def optimizer_step(
         return StepNumbers(loss, norm, False, "gradient")
     optimizer.step()
     skipped = accelerator.scaler is not None and not math.isfinite(norm)
-    return StepNumbers(loss, norm, not skipped, signal_and_noise=seen)
+    hopeless = skipped and accelerator.scaler.get_scale() < SMALLEST_LOSS_SCALE
+    return StepNumbers(loss, norm, not skipped, "gradient" if hopeless else "", signal_and_noise=seen)

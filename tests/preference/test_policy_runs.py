@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from data_tools.errors import BadInput
@@ -35,10 +37,12 @@ from finetune.preference.rewards.measures import Measure
 from finetune.preference.rewards.preference_head import train_reward
 from finetune.preference.rewards.reward_files import load_reward
 from finetune.sampling import PictureRequest
+from finetune.training.precision import PrecisionChoice
 from tests.preference.conftest import SIZE
 from tests.preference.pictures import rate_all_pairs
 from tests.tiny_models.all import TINY
 from tests.tiny_models.text_adapters import write_text_adapter
+from tests.training.loss_scaling import ScalingAccelerator
 from tests.training.small_job import SignallingProgress
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +90,12 @@ def test_dpo_learns_which_of_two_was_preferred(bases, rated, tmp_path, name):
     assert sum(row["train_pairs_right"] for row in rows[-8:]) / 8 > 0.5
 
 
-def test_the_first_ratio_of_a_round_is_exactly_one(bases):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_ratio_of_a_round_is_exactly_one(bases, precision, monkeypatch):
     """Otherwise the first update would already be clipped or pushed by rounding, dropout or other noise."""
+    monkeypatch.setattr("finetune.preference.loaded_base.choose_precision", lambda *_: PrecisionChoice(precision, "asked for"))
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=True)
     for name, base in bases.items():
         loaded = LoadedBase.named(str(base))
         objective = loaded.family.objective(loaded.pipeline, None, LossWeighting())
@@ -99,9 +107,28 @@ def test_the_first_ratio_of_a_round_is_exactly_one(bases):
         denoiser = Denoiser(loaded, objective, path_for(objective, 4, torch.Size((1, *loaded.latent_shape(size, size)))), height=size, width=size, guidance=2.0, seed=0, micro_batch=4)
         method = GRPO(denoiser, Measure("warmth"), WORDS, build_settings({"method": "grpo", "data": "d", "base": "b", "reward": "r", "sampler_steps": 4, "window": 2, "group": 2, "prompts_per_round": 2, "kl_weight": 0.0, "micro_batch": 4}))
         update = next(method.updates(0))
+        found: dict[int, set[float]] = {}
         for batch in update.micro_batches:
-            assert len(update.losses(batch)) == len(batch)
-        assert method.numbers()["clipped"] == 0 and all(ratio == 0 for ratio in method._ratios), name
+            with accelerator.autocast():
+                losses = update.losses(batch).tolist()
+            for transition, loss in zip(batch, losses, strict=True):
+                found.setdefault(transition.sample, set()).add(loss)
+        # At a ratio of 1 the loss of a transition is the picture's advantage, at every step of the window.
+        assert len(found) == 4 and all(len(losses) == 1 for losses in found.values()), name
+        assert method.numbers()["clipped"] == 0
+
+
+def test_a_run_with_a_scaled_loss_learns_and_resumes_as_any_other(bases, rated, tmp_path, monkeypatch):
+    """On a GPU without bf16. Four steps: a scaler that is not told of the first refuses the second."""
+    monkeypatch.setattr("accelerate.Accelerator", ScalingAccelerator)
+    settings = settings_for(bases, rated, "hunyuan_dit", "draft")
+    whole = train_preference(settings, tmp_path / "whole")
+    assert whole.verified.changed
+    train_preference(settings.model_copy(update={"steps": 2}), tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").unlink()
+    state = json.loads((tmp_path / "broken" / "checkpoints" / "step-000002" / "state.json").read_text())
+    assert state["scaler"]["scale"] > 0
+    assert _tensors(train_preference(settings, tmp_path / "broken", resume=True).adapter) == _tensors(whole.adapter)
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo", "draft"])

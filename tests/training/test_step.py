@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.training.step import optimizer_step
+from tests.training.loss_scaling import ScalingAccelerator
 
 
 class Problem:
@@ -67,3 +68,33 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named():
     numbers = problem.step([[0]], losses=lambda points: (problem.weight[:1] - 1).abs().sqrt())
     assert not numbers.applied and numbers.bad == "gradient"
     assert torch.equal(before, problem.weight.detach())
+
+
+class ScaledProblem(Problem):
+    """The same, with a loss scaler."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.y, self.weight = self.x.float(), self.y.float(), torch.nn.Parameter(torch.ones(5))
+        self.accelerator = ScalingAccelerator()
+        self.optimizer = self.accelerator.prepare_optimizer(torch.optim.SGD([self.weight], lr=0.1))
+
+
+def test_scaling_the_loss_changes_neither_the_step_nor_the_norm():
+    scaled, plain = ScaledProblem(), Problem()
+    for _ in range(3):
+        found, expected = (problem.step([[0, 1, 2], [3, 4]], clip=0.5) for problem in (scaled, plain))
+        assert found.applied and found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
+    assert torch.allclose(scaled.weight.double(), plain.weight, atol=1e-2)
+
+
+def test_an_overflow_leaves_out_its_step_and_is_bad_only_when_no_scale_helps():
+    problem, infinite = ScaledProblem(), lambda points: (problem.weight[:1] - 1).abs().sqrt()
+    before, scale = problem.weight.detach().clone(), problem.accelerator.scaler.get_scale()
+    numbers = problem.step([[0]], losses=infinite)
+    assert not numbers.applied and not numbers.bad
+    assert torch.equal(before, problem.weight.detach()) and problem.accelerator.scaler.get_scale() == scale / 2
+    while not (numbers := problem.step([[0]], losses=infinite)).bad:
+        assert problem.accelerator.scaler.get_scale() >= 1
+    assert numbers.bad == "gradient" and not numbers.applied
+    assert problem.step([[0, 1]]).applied

@@ -53,7 +53,7 @@ class Denoiser:
         loaded = self.loaded
         x = x.to(loaded.device)
         level, geometries = self.path.level(i, len(x)), [self.geometry] * len(x)
-        with bypassed(loaded.transformer) if reference else nullcontext():
+        with loaded.autocast(), bypassed(loaded.transformer) if reference else nullcontext():
             output = loaded.family.predict(loaded.transformer, x, level, loaded.conditions(prompts), geometries)
             if self.guidance == 1.0:
                 return output

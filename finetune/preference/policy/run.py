@@ -128,7 +128,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     pairs = encode_pairs(loaded, folder, [pair for pair in preference_pairs(folder.judgements(), ties=True) if pair.prompt_id in train_prompts], progress) if settings.method == "dpo" else ([], {}, [])
     if settings.method == "dpo" and not pairs[0]:
         raise DataError("there are no comparisons of training prompts to learn from", where=settings.data, fix="rate some pairs first: brushwork prefer rate")
-    model = _inject(settings, loaded)
+    model = _inject(settings, loaded, accelerator)
     write_text(settings_file(run), dump_settings(settings))
     denoiser = _denoiser(settings, folder, loaded, objective)
     progress.say(f"{len(train_prompts)} prompts to learn from, {len(held_out)} held out; drawing the base's pictures for the checks")
@@ -170,7 +170,7 @@ def _start_of(settings: PreferenceSettings) -> AdapterFile | None:
     return start
 
 
-def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
+def _inject(settings: PreferenceSettings, loaded: LoadedBase, accelerator: Accelerator) -> TrainedModel:
     """LoRA on the base; an adapter to start from is baked in first, so that it is part of the reference."""
     from finetune.adapters.attach import attach, bake
     from finetune.adapters.lora import inject_lora, lora_parameters
@@ -186,7 +186,8 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase) -> TrainedModel:
     loaded.transformer.eval()
     named = lora_parameters(loaded.transformer)
     name = choose_optimizer(settings.optimizer, loaded.device).name
-    return TrainedModel(loaded.transformer, named, build_optimizer(name, [parameter for _, parameter in named], settings.learning_rate, 0.0))
+    optimizer = build_optimizer(name, [parameter for _, parameter in named], settings.learning_rate, 0.0)
+    return TrainedModel(loaded.transformer, named, accelerator.prepare_optimizer(optimizer), accelerator.scaler)
 
 
 def _denoiser(settings: PreferenceSettings, folder: CandidateFolder, loaded: LoadedBase, objective: Objective) -> Denoiser:
@@ -248,8 +249,8 @@ def _take_step(job: Job, step: int) -> None:
     numbers: list[StepNumbers] = []
     for update in job.method.updates(step):
         numbers.append(optimizer_step(job.accelerator, job.model.optimizer, job.model.parameters, update.micro_batches, update.losses, settings.gradient_clip))
-        if not numbers[-1].applied:
-            raise TrainingError(f"the {numbers[-1].bad or 'gradient'} of step {step + 1} is not a finite number", where=str(job.run.path), fix="lower learning_rate, or raise kl_weight")
+        if numbers[-1].bad:
+            raise TrainingError(f"the {numbers[-1].bad} of step {step + 1} is not a finite number", where=str(job.run.path), fix="lower learning_rate, or raise kl_weight")
     job.run.append_log({
         "step": step + 1, "loss": sum(one.loss for one in numbers) / len(numbers), "grad_norm": max(one.grad_norm for one in numbers), "lr": rate,
         "seconds": round(time.perf_counter() - began, 4), "peak_memory_bytes": peak_memory_bytes(job.accelerator.device),

@@ -22,11 +22,12 @@ CHECKPOINTS_KEPT = 2
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The transformer with its LoRA and the optimizer of it."""
+    """The transformer with its LoRA and the optimizer of it. scaler: of the loss, where fp16 is computed in; else None."""
 
     transformer: torch.nn.Module
     named: Sequence[tuple[str, torch.nn.Parameter]]
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -69,7 +70,7 @@ def save_checkpoint(run: RunFolder, settings: PreferenceSettings, base: BaseMode
 
     tensors, structure = optimizer_state(model.optimizer)
     tensors |= {f"parameter/{name}": parameter.detach().cpu().clone() for name, parameter in model.named}
-    state = {"optimizer": structure, "guard": guard.to_state(), "stopped": stopped, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    state = {"optimizer": structure, "scaler": model.scaler.state_dict() if model.scaler is not None else None, "guard": guard.to_state(), "stopped": stopped, "threads": torch.get_num_threads(), "torch": torch.__version__}
     try:
         write_checkpoint(run.checkpoints, step, tensors, state, lambda path: write_adapter(path, model.adapter(settings, base, step)))
     except OSError as problem:
@@ -86,5 +87,7 @@ def restore_checkpoint(checkpoint: Checkpoint, model: TrainedModel, guard: Guard
                 raise RunFolderError(f"the checkpoint has no fitting {name}", where=str(checkpoint.folder), fix="resume with the settings that the run was started with")
             parameter.copy_(saved)
     restore_optimizer(model.optimizer, checkpoint.tensors, checkpoint.state["optimizer"])
+    if model.scaler is not None and checkpoint.state.get("scaler"):
+        model.scaler.load_state_dict(checkpoint.state["scaler"])
     guard.restore(checkpoint.state["guard"])
     return checkpoint.state["stopped"]
