@@ -201,7 +201,7 @@ def baked_weight(module: str, layer: Any, wanted: Mapping[str, float]) -> Tensor
     result = weight.float()
     for name, wanted_strength in wanted.items():
         if name in names_in(layer) and wanted_strength != 0:
-            parts = {suffix: parameter.detach() for suffix, parameter in held(layer, name).items()}
+            parts = {suffix: parameter.detach().to(weight.device) for suffix, parameter in held(layer, name).items()}
             result = result + weight_change(parts, weight, wanted_strength * unit_scale(layer, name))
     result = result.to(weight.dtype)
     if not torch.isfinite(result).all():

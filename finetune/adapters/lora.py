@@ -132,6 +132,9 @@ def inject(model: nn.Module, settings: Mapping[str, Any], name: str, *, form: Fo
         remove(model, name)
         raise AdapterError(f"peft cannot put {form.title} there: {problem}") from None
     for _, layer in layers_of(model, name):
+        # peft puts an adapter beside the base's weight; one that waits in host memory is computed with elsewhere.
+        if (place := getattr(layer.get_base_layer(), "computes_on", None)) is not None:
+            layer._move_adapter_to_device_of_base_layer(name, place)
         for parameter in held(layer, name).values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(trainable)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data_tools.progress import Progress
+from finetune.errors import BadInput
 from finetune.families.loading import weight_files
 from finetune.families.mapped_pages import mapped_range, release_pages, trim_heap
 from finetune.families.protocol import FamilyFacts
@@ -53,6 +54,21 @@ def choose_hold(setting: str, base_dtype: PrecisionChoice, precision: PrecisionC
     name, reason = (base_dtype.name, base_dtype.reason) if setting == "auto" else (setting, "asked for in the recipe")
     # Weights in float32 are computed with as they are; mixed precision casts them product by product.
     return Hold(name, torch.float32 if name == "fp32" else precision.dtype, reason)
+
+
+def suits(kind: str, hold: str, device: torch.device) -> bool:
+    """Whether an adapter of this kind can be trained on weights held so. LoHa and LoKr add to whole weights; DoRA looks at the
+    weight at every step, and on a GPU a streamed one is not where it is looked at."""
+    from finetune.adapters.kinds import KINDS
+
+    return not (KINDS[kind].whole_weights and hold == "nf4" or kind == "dora" and hold == "streamed" and device.type == "cuda")
+
+
+def check_suits(kind: str, hold: Hold, device: torch.device) -> None:
+    """Raise BadInput for a kind of adapter that cannot be trained on weights held so."""
+    if not suits(kind, hold.name, device):
+        raise BadInput(f"an adapter of the kind {kind} does not go with a base that is {hold.name} on a {device.type} device: {hold.reason}", where="base.hold",
+                       fix="hold the base in int8 or bf16, or take the kind lora")
 
 
 def memory_is_short(hold: Hold) -> bool:

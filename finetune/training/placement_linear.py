@@ -60,7 +60,8 @@ def multiply(x: Tensor, bias: Tensor | None, expand: Callable[[torch.dtype, torc
 class HeldLinear(nn.Linear):
     """`nn.Linear` that takes its products in the dtype and on the device of its input, wherever its weight lies.
 
-    The weight does not move with the model: it stays in the file or in host memory and is brought in when used.
+    The weight does not move with the model: it stays in the file or in host memory and is brought in when used. `computes_on` is
+    where the model was moved to: what works beside the weight, such as an adapter, belongs there.
     """
 
     def __init__(self, linear: nn.Linear, weight: Tensor, scratch: Scratch, mapped: range = range(0)):
@@ -71,11 +72,12 @@ class HeldLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", linear.bias)
-        self._scratch, self._mapped = scratch, mapped
+        self._scratch, self._mapped, self.computes_on = scratch, mapped, weight.device
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> HeldLinear:
         if self.bias is not None:
             self.bias = nn.Parameter(function(self.bias.data), requires_grad=False)
+        self.computes_on = function(torch.empty(0, device=self.computes_on)).device
         return self
 
     def expanded(self, dtype: torch.dtype, device: torch.device) -> Tensor:

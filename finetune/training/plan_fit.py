@@ -13,7 +13,7 @@ from finetune.recipe import Recipe
 from finetune.training.plan import GIB, Plan, Saving, estimate, fewest_checkpoints, resolved_hold
 from finetune.training.plan_ground import Ground
 from finetune.training.plan_model import BYTES
-from finetune.training.placement import Hold
+from finetune.training.placement import Hold, suits
 
 # What each way to hold the weights costs beside time.
 COSTS = {
@@ -84,7 +84,8 @@ def _batches(recipe: Recipe, fixed: Collection[str]) -> Iterator[Recipe]:
 def _groups(start: Choice, device: torch.device, fixed: Collection[str], divided: bool) -> Iterator[list[Choice]]:
     """From dear to cheap in memory; the last group also has moments in 8 bits. divided: between processes, which then hold the
     weights as they are."""
-    smaller = [[name for name in names if BYTES.get(name, 0) < BYTES.get(start.hold.name, 0)] for names in SMALLER_HOLDS[device.type]]
+    kind = start.recipe.adapter.kind
+    smaller = [[name for name in names if BYTES.get(name, 0) < BYTES.get(start.hold.name, 0) and suits(kind, name, device)] for names in SMALLER_HOLDS[device.type]]
     if "base.hold" in fixed or divided:
         smaller = []
     first = [start.hold.name, *(smaller[0] if smaller else [])]

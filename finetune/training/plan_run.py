@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from data_tools.progress import Progress
-from finetune.training.placement import Hold
+from finetune.training.placement import Hold, suits
 from finetune.training.plan import Plan, fewest_checkpoints
 from finetune.training.plan_ground import available_bytes, survey
 from finetune.training.plan_record import write_plan, write_truth
@@ -34,7 +34,7 @@ def settle(prepared: Prepared, progress: Progress) -> Prepared:
         prepared = replace(prepared, hold=Hold(earlier, prepared.hold.compute, "as the run began"))
         made = fewest_checkpoints(ground, recipe, prepared.hold, budget)
     elif earlier is None and not made.fits and recipe.base.hold == "auto" and prepared.sharding is None:
-        name = "streamed" if device.type == "cpu" else "nf4"
+        name = "streamed" if device.type == "cpu" else "nf4" if suits(recipe.adapter.kind, "nf4", device) else "int8"
         hold = Hold(name, prepared.hold.compute, f"the weights as {prepared.hold.name} would need {made.memory_bytes['peak'] >> 20} MiB of {budget >> 20} MiB")
         smaller = fewest_checkpoints(ground, recipe, hold, budget)
         if smaller.memory_bytes["peak"] < made.memory_bytes["peak"]:

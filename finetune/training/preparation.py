@@ -20,7 +20,7 @@ from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import Hold, choose_hold, load_held
+from finetune.training.placement import Hold, check_suits, choose_hold, load_held
 from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
 from finetune.training.preloading import late_imports
 from finetune.training.regularisation import draw_regularisation
@@ -98,6 +98,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         refuse_noise_offset(base.family.objective(base.family.load(base.folder, frozenset(), torch.float32), None, LossWeighting()))
     base_dtype = choose_base_dtype(recipe.base.dtype, precision)
     hold = choose_hold(recipe.base.hold, base_dtype, precision)
+    check_suits(recipe.adapter.kind, hold, accelerator.device)
     sharding = wanted_sharding(accelerator, recipe, base.family.facts, hold)
     cache = EncodingCache(cache_folder)
     drawn = None

@@ -122,8 +122,6 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
         pipeline = prepared.load_base(progress, draws=recipe.samples.every > 0)
     targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_adapter(pipeline.transformer, targets, adapter_size(recipe), seed=recipe.training.seed)
-    if prepared.sharding is None:
-        pipeline.transformer.to(prepared.accelerator.device)  # the adapter of a weight that waits in host memory
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
     if prepared.sharding is not None:
         kept = shard_base(pipeline.transformer, prepared.sharding, prepared.accelerator.device)

@@ -18,6 +18,7 @@ from torch import nn
 from finetune.errors import BadInput
 from finetune.families.loading import ADAPTER_MARKS
 from finetune.recipe_shelf import shelf_folder
+from finetune.training.placement import check_suits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +76,7 @@ def wanted_sharding(accelerator: Accelerator, recipe: Recipe, facts: FamilyFacts
     if facts.equal_text_lengths and recipe.training.batch_size > 1:
         raise BadInput("this family predicts a batch in groups of equal text length, and under FSDP all processes must compute equally often",
                        where="training.batch_size", fix="set training.batch_size = 1 and raise training.accumulation")
+    check_suits(recipe.adapter.kind, proof_hold(hold), accelerator.device)
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` was told

@@ -8,7 +8,7 @@ import pytest
 from finetune.errors import BadInput
 from finetune.training.plan import estimate, resolved_hold
 from finetune.training.plan_ground import Ground
-from finetune.training.plan_fit import WAYS_OUT, changes, fitted, refusal, size_in_bytes, too_large
+from finetune.training.plan_fit import WAYS_OUT, Choice, _groups, changes, fitted, refusal, size_in_bytes, too_large
 
 
 def with_training(recipe, **values):
@@ -35,6 +35,15 @@ def test_fit_takes_the_fastest_settings_that_give_the_same_result_and_says_what_
     sections = dict(change.split("=") for change in changes(made))
     assert sections.get("training.batch_size", "4") == str(made.settings["batch_size"])
     assert sections.get("training.checkpointed_blocks", "0") == str(made.settings["checkpointed_blocks"])
+
+
+@pytest.mark.parametrize("kind, proposes", [("lora", True), ("loha", False)])
+def test_weights_that_the_kind_of_adapter_cannot_look_at_are_not_proposed(ground, kind, proposes):
+    surveyed, recipe = ground
+    recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"kind": kind})})
+    groups = _groups(Choice(recipe, resolved_hold(recipe, surveyed.device)), surveyed.device, (), False)
+    names = {choice.hold.name for group in groups for choice in group}
+    assert "int8" in names and ("nf4" in names) is proposes
 
 
 def test_weights_in_memory_with_blocks_computed_twice_are_not_taken_where_streaming_is_faster(ground, monkeypatch):

@@ -18,7 +18,7 @@ from tests.training.small_job import small_recipe
 ALWAYS = "hidream"  # blocks with experts, a list of projections beside them; all families with `pytest -m thorough`
 NAMES = [name if name == ALWAYS else pytest.param(name, marks=pytest.mark.thorough) for name in TINY]
 WHOLE, QUANTISED = Hold("bf16", torch.bfloat16, ""), Hold("nf4", torch.bfloat16, "")
-TWO = SimpleNamespace(num_processes=2, mixed_precision="no")
+TWO = SimpleNamespace(num_processes=2, mixed_precision="no", device=torch.device("cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,13 @@ def test_a_family_that_computes_as_often_as_there_are_text_lengths_takes_one_pic
         wanted(tmp_path, "cogview4")
     assert "batch_size = 1" in refusal.value.fix
     assert wanted(tmp_path, "cogview4", training__batch_size=1) is not None
+
+
+def test_an_adapter_that_could_not_be_proven_is_refused_before_it_is_trained(asked, tmp_path):
+    """The main process proves it on a streamed base, whose weights DoRA would look at on another device."""
+    with pytest.raises(BadInput, match="dora does not go with a base that is streamed") as refusal:
+        wanted(tmp_path, adapter__kind="dora")
+    assert "in one process" in refusal.value.what and refusal.value.where == "base.hold"
 
 
 def test_fp16_is_refused(asked, tmp_path):
