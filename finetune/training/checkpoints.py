@@ -116,7 +116,8 @@ def newest_checkpoint(parent: Path) -> tuple[Checkpoint | None, list[tuple[Path,
     return None, passed_over
 
 
-def keep_newest(parent: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints."""
-    for _, folder in _steps(parent)[count:]:
+def keep_newest(parent: Path, count: int, step: int) -> None:
+    """Remove all but the newest `count` checkpoints up to that of `step`, which was written last. What lies beyond it is broken, or
+    the run would not have gone back: it counts for nothing and is replaced when its step comes again."""
+    for _, folder in [found for found in _steps(parent) if found[0] <= step][count:]:
         shutil.rmtree(folder)

@@ -72,7 +72,7 @@ def save(prepared: Prepared, transformer: torch.nn.Module, named: NamedParameter
     except OSError as problem:
         raise TrainingError(f"cannot write the checkpoint of step {step}: {problem.strerror or problem}", where=str(prepared.run.checkpoints),
                             fix="free disk space and go on with --resume from the last whole checkpoint") from problem
-    keep_newest(prepared.run.checkpoints, prepared.recipe.training.keep_checkpoints)
+    keep_newest(prepared.run.checkpoints, prepared.recipe.training.keep_checkpoints, step)
 
 
 def _provenance(prepared: Prepared, step: int) -> dict[str, Any]:

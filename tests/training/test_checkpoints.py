@@ -96,8 +96,18 @@ def test_a_broken_checkpoint_of_the_same_step_is_replaced(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3, 1000000):
         write(tmp_path, step)
-    keep_newest(tmp_path, 2)
+    keep_newest(tmp_path, 2, 1000000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-1000000"]
+
+
+def test_the_one_just_written_is_kept_though_a_broken_one_lies_beyond_it(tmp_path):
+    """A run that went back behind a broken checkpoint would otherwise lose each new one as soon as it is there."""
+    write(tmp_path, 10)
+    truncated(write(tmp_path, 30) / STATE, 0.5)
+    write(tmp_path, 20)
+    keep_newest(tmp_path, 1, 20)
+    assert newest_checkpoint(tmp_path)[0].step == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000020", "step-000030"]
 
 
 def test_no_checkpoints_folder_means_no_checkpoint(tmp_path):

@@ -75,7 +75,7 @@ def save_checkpoint(run: RunFolder, settings: PreferenceSettings, base: BaseMode
         write_checkpoint(run.checkpoints, step, tensors, state, lambda path: write_adapter(path, model.adapter(settings, base, step)))
     except OSError as problem:
         raise TrainingError(f"cannot write the checkpoint of step {step}: {problem.strerror or problem}", where=str(run.checkpoints), fix="free disk space and go on with --resume") from problem
-    keep_newest(run.checkpoints, CHECKPOINTS_KEPT)
+    keep_newest(run.checkpoints, CHECKPOINTS_KEPT, step)
 
 
 def restore_checkpoint(checkpoint: Checkpoint, model: TrainedModel, guard: Guard) -> str | None:
