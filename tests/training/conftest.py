@@ -6,6 +6,14 @@ import pytest
 from tests.training.small_job import small_recipe, write_pictures
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_scan_cache(tmp_path_factory):
+    """What a scan remembers of pictures stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     from tests.tiny_models import hunyuan_dit
@@ -24,6 +32,15 @@ def pictures(tmp_path_factory) -> Path:
 def encodings_folder(tmp_path_factory) -> Path:
     """One encoding cache for all runs, so that only the first encodes."""
     return tmp_path_factory.mktemp("encodings")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_base, pictures, encodings_folder, tmp_path_factory):
+    """A finished run that others are compared with."""
+    from finetune.training.run import train
+
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    return out, train(small_recipe(tiny_base, pictures), out, cache_folder=encodings_folder)
 
 
 @pytest.fixture(scope="module")

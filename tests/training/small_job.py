@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,16 @@ def small_recipe(base: Path | str, data: Path, **changes: object) -> Recipe:
         section, _, key = name.partition("__")
         content.setdefault(section, {})[key] = value
     return load_recipe(content)
+
+
+def log_of(run: Path) -> list[dict]:
+    """Rows of a run's log."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def newest_step(run: Path) -> int:
+    """Of the checkpoints, whole or not."""
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
 
 class AtStep(Progress):

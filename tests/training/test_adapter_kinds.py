@@ -14,11 +14,6 @@ OTHERS = [kind for kind in KINDS if kind != "lora"]
 SHORT = {"training__steps": 4, "training__checkpoint_every": 2, "training__optimizer": "adamw", "samples__steps": 1}
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
-
-
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "pissa" else pytest.mark.thorough) for kind in OTHERS])
 def test_a_run_of_every_kind_is_proven_and_resumes_to_the_same_bits(kind, tiny_base, pictures, encodings_folder, tmp_path):
     recipe = small_recipe(tiny_base, pictures, adapter__kind=kind, **SHORT)

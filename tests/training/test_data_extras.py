@@ -24,11 +24,6 @@ from tests.training.small_job import small_recipe, write_pictures
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
-
-
 def masked_pictures(folder, count, first=0):
     """Pictures number `first` and later, `count` of them, the first with a mask."""
     write_pictures(folder, first + count)

@@ -39,11 +39,6 @@ class CachedText:
         return self.found
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
-
-
 @pytest.fixture(scope="module", params=[pytest.param("flux_dev", marks=pytest.mark.thorough), "sd3"])
 def finished(request, pictures, tmp_path_factory):
     """(family, base folder, run folder, result) of a short run with the text encoders trained."""

@@ -38,11 +38,6 @@ def init(**arguments):
 """
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
-
-
 @pytest.fixture
 def job(tiny_base, pictures, encodings_folder, tmp_path):
     def recipe(**changes):

@@ -42,11 +42,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, folder):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "scan cache"))
-
-
 def recipe_of(folder, **changes):
     return small_recipe(folder / "base", folder / "pictures", **{"training__steps": 8, "training__optimizer": "adamw"} | changes)
 

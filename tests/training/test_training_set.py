@@ -13,11 +13,6 @@ from finetune.training.training_set import build_training_set
 from tests.training.small_job import small_recipe, write_pictures
 
 
-@pytest.fixture(autouse=True)
-def own_scan_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
-
-
 def set_of(folder, **changes):
     return build_training_set(small_recipe("base", folder, **changes), HunyuanDiT.facts, Progress())
 
