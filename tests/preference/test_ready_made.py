@@ -55,6 +55,15 @@ def measured(name, folder):
     return load_measure(name).values(Evidence(prompts, [0, 0], pictures(), pictures(), (), weights={name: folder}))
 
 
+@pytest.mark.parametrize("kind", ["clip", "imagereward"])
+def test_pictures_are_brought_to_the_model_and_scores_back_from_it(kind, clip, image_reward):
+    """As on a GPU, for which `meta` stands in: nothing is wrong there but that it has no numbers to look at or to bring back."""
+    reward = load_reward(f"{kind}:{clip if kind == 'clip' else image_reward}")
+    (reward.clip if kind == "clip" else reward).model.to("meta")
+    with pytest.raises((NotImplementedError, RuntimeError), match="(item\\(\\) cannot be called on|Cannot copy out of) meta tensor"):
+        reward.score(pixels(), PROMPTS)
+
+
 def pixels():
     from PIL import Image
 

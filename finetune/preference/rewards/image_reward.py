@@ -38,14 +38,14 @@ class ImageReward:
         self.head = _load_head(Path(folder) / HEAD_FILE)
 
     def score(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        model, device = self.model, pixels.device
-        seen = model.vision_model(pixel_values=prepare_pixels(pixels, model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD))[0]
+        model, device = self.model, self.model.device
+        seen = model.vision_model(pixel_values=prepare_pixels(pixels.to(device), model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD))[0]
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt").to(device)
         state = model.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen,
                                    encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=device), return_dict=True).last_hidden_state[:, 0].float()
         for layer in HEAD_LAYERS:
             state = F.linear(state, self.head[f"layers.{layer}.weight"].to(state), self.head[f"layers.{layer}.bias"].to(state))
-        return (state[:, 0] - MEAN) / STD
+        return ((state[:, 0] - MEAN) / STD).to(pixels.device)
 
     def description(self) -> dict[str, Any]:
         return {"v": 1, "kind": "image_reward", "model": self.folder}
@@ -56,7 +56,7 @@ def _load_blip(folder: str) -> tuple[Any, Any]:
 
     try:
         model = BlipForImageTextRetrieval.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval().requires_grad_(False)
-        return model, AutoTokenizer.from_pretrained(folder)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError for unusable folders
         raise BaseModelError(f"cannot be loaded as ImageReward's BLIP ({str(error).strip().splitlines()[0][:160]})", where=folder,
                              fix="give a folder with BLIP large in transformers' layout, its tokenizer and reward_head.safetensors") from None
