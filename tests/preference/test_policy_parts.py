@@ -3,13 +3,18 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from data_tools.errors import BrushworkError
 from finetune.errors import RecipeError
 from finetune.objectives import DDPMObjective, FlowObjective
+from finetune.preference.pairs import Pair
+from finetune.preference.policy.denoiser import Denoiser, Draw
+from finetune.preference.policy.dpo import DiffusionDPO
 from finetune.preference.policy.drift import Check
 from finetune.preference.policy.grpo import group_advantages
 from finetune.preference.policy.guard import Guard
@@ -144,3 +149,44 @@ def test_wrong_settings_are_named(given, changes, named):
         build_settings({"method": "dpo", "data": "d", "base": "b"} | given, changes)
     problems = caught.value.problems if isinstance(caught.value, RecipeError) else [caught.value]
     assert named in [problem.where for problem in problems] and caught.value.exit_code == 2
+
+
+class HalfLearned:
+    """A family whose reference returns its input and whose policy returns half of it; it keeps what it was asked."""
+
+    def predict(self, transformer, noisy, level, conditionings, geometries):
+        self.noisy, self.level = noisy, level
+        return noisy * (0.5 if torch.is_grad_enabled() else 1.0)
+
+
+def test_the_loss_of_comparisons_is_the_papers():
+    """Diffusion-DPO, eq. 14, with means over latent elements: how much more the error of the better one has fallen than the worse one's."""
+    torch.manual_seed(0)
+    latents = {name: torch.randn(2, 4, 4) for name in ("a", "b", "c", "d")}
+    pairs = [Pair("a", "b", "p", "a dog", "ada", 1.0, 1.0), Pair("c", "d", "p", "a dog", "ada", 0.5, 0.5)]
+    loaded = SimpleNamespace(device=torch.device("cpu"), family=HalfLearned(), transformer=torch.nn.Module(), pipeline=SimpleNamespace(vae_scale_factor=8),
+                             geometry=lambda height, width: (height, width), conditions=lambda prompts: prompts)
+    method = DiffusionDPO(loaded, FlowObjective(), pairs, latents, beta=3.0, batch_size=2, micro_batch=4, seed=0)
+    (update,) = method.updates(0)
+    (batch,) = update.micro_batches
+    found = update.losses(batch)
+    chosen = [one.pair for one in batch]
+    clean = torch.stack([latents[pair.better] for pair in chosen] + [latents[pair.worse] for pair in chosen])
+    sigma = loaded.family.level.sigma.view(-1, 1, 1, 1)
+    noise = (loaded.family.noisy - (1 - sigma) * clean) / sigma
+    assert torch.allclose(noise[:2], noise[2:], atol=1e-4) and torch.equal(sigma[:2], sigma[2:]), "both of a pair are asked at the same noise"
+    policy, reference = (((factor * loaded.family.noisy - (noise - clean)) ** 2).flatten(1).mean(1) for factor in (0.5, 1.0))
+    better, worse = (policy - reference).chunk(2)
+    probability, weight = (torch.tensor([getattr(pair, name) for pair in chosen]) for name in ("probability", "weight"))
+    margin = -0.5 * 3.0 * (better - worse)
+    assert torch.allclose(found, -weight * (probability * F.logsigmoid(margin) + (1 - probability) * F.logsigmoid(-margin)), atol=1e-4)
+
+
+def test_every_picture_has_noise_of_its_own_and_a_group_begins_alike():
+    loaded = SimpleNamespace(latent_shape=lambda height, width: (2, 4, 4), geometry=lambda height, width: (height, width))
+    denoiser = Denoiser(loaded, FlowObjective(), path_for(FlowObjective(), 4, SHAPE), height=32, width=32, guidance=1.0, seed=0, micro_batch=2)
+    draws = [Draw("a dog", 0, 0), Draw("a dog", 1, 0), Draw("a cat", 2, 1)]
+    start = denoiser.start(draws, "round", 0)
+    assert torch.equal(start[0], start[1]) and not torch.equal(start[0], start[2])
+    steps = [denoiser.step_noise(draws, "round", step, i) for step in range(2) for i in range(2)]
+    assert len({tuple(noise.flatten().tolist()) for part in steps for noise in part}) == 12

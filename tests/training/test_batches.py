@@ -84,6 +84,14 @@ def test_all_regularisation_pictures_are_used_equally_often_however_many_there_a
     assert {seen[number] for number in range(3, 23)} == {3}
 
 
+def test_every_round_of_the_regularisation_pictures_has_an_order_of_its_own():
+    order = mixed_order([("a", 1, False)] * 2 + [("a", 1, True)] * 12, 1)
+    epochs = [sorted(sample.picture for step in range(4 * epoch, 4 * epoch + 4) for batch in order.micro_batches(step) for sample in batch if sample.picture >= 2) for epoch in range(18)]
+    rounds = [epochs[start:start + 6] for start in (0, 6, 12)]  # two a time: twelve are through after six epochs
+    assert all(sorted(sum(one, [])) == list(range(2, 14)) for one in rounds)
+    assert rounds[0] != rounds[1] != rounds[2] != rounds[0]
+
+
 def test_own_and_regularisation_pictures_meet_in_one_batch():
     order = mixed_order([("a", 1, False)] * 20 + [("a", 1, True)] * 20, 4)
     kinds = [{sample.picture < 20 for sample in order.micro_batches(step)[0]} for step in range(order.batches_per_epoch)]

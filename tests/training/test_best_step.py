@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from finetune.errors import DataError
+from finetune.recipe import load_recipe
 from finetune.training.best_step import BestStep, Measured
+from finetune.training.gradient_noise import NoiseScale
 from finetune.training.held_out import split_records
 from finetune.training.held_out_loss import fixed_batches, fixed_positions
+from finetune.training.loop_state import LoopState
+from finetune.training.step import StepNumbers
 from finetune.training.weight_copies import WeightAverage, WeightCopy
 from data_tools.records import ImageRecord
 
@@ -79,6 +83,15 @@ def test_a_share_is_drawn_by_content_copies_go_together_and_names_do_not_count(t
     assert [one.content_hash for one in split_records(renamed, [], 0.3, seed=0)[1]] == [one.content_hash for one in held]
     assert split_records(records, [], 0.3, seed=1)[1] != held
     assert len(split_records(records, [], 0.001, seed=0)[1]) == 2 and len(split_records(records, [], 0.999, seed=0)[0]) == 2
+
+
+def test_a_step_that_was_left_out_is_not_averaged():
+    recipe = load_recipe({"base": {"model": "mini"}, "data": {"folder": "."}, "training": {"ema_decay": 0.9, "gradient_noise": True, "accumulation": 2}}, [])
+    state = LoopState.at_start(recipe, [torch.nn.Parameter(torch.ones(3))])
+    state.took(StepNumbers(1.0, float("nan"), False, "gradient", signal_and_noise=(1.0, 1.0)))
+    assert state.average.updates == 0 and state.noise == NoiseScale()
+    state.took(StepNumbers(1.0, 1.0, True, signal_and_noise=(1.0, 1.0)))
+    assert state.average.updates == 1 and state.noise.samples == pytest.approx(1.0)
 
 
 def test_what_is_held_out_is_not_trained_under_another_name(tmp_path):
