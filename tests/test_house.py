@@ -81,6 +81,14 @@ def test_nothing_is_read_by_running_it():
     assert found == []
 
 
+def test_models_are_loaded_from_safetensors_and_bring_no_code():
+    """transformers takes a pickle where there is nothing else, unless it is told not to."""
+    loads = re.compile(r"(?:AutoModel\w*|\w+For\w+|getattr\(transformers, [^\n]+?\))\.from_pretrained\(([^\n]*)")
+    calls = [(relative(path), match[1]) for path in CODE for match in loads.finditer(path.read_text(encoding="utf-8"))]
+    assert len(calls) >= 6
+    assert [call for call in calls if "use_safetensors=True" not in call[1] or "trust_remote_code=False" not in call[1]] == []
+
+
 def _is_method(path: Path, match: re.Match[str]) -> bool:
     """`transformer.eval()` is torch's, not Python's."""
     return path.read_text(encoding="utf-8")[match.start() - 1] == "."

@@ -12,6 +12,7 @@ from data_tools.captioners.transformers_models import scaled_down
 from data_tools.errors import BadInput
 from data_tools.fingerprints import close_vectors
 from data_tools.images import BadPicture, open_image
+from data_tools.pickle_refusal import refuse_pickles
 from data_tools.progress import Progress
 
 BATCH = 16  # pictures through the model at once
@@ -19,11 +20,12 @@ BATCH = 16  # pictures through the model at once
 
 def pairs_by_embedding(paths: Sequence[Path], model: str, least_cosine: float, progress: Progress = Progress()) -> np.ndarray:
     """Pairs of indices into `paths` whose embeddings have at least this cosine, int64 [n, 2]. Pictures that cannot be opened pair with none."""
+    refuse_pickles(model)
     try:
         import transformers
 
         processor = transformers.AutoImageProcessor.from_pretrained(model, use_fast=False)
-        network = transformers.AutoModel.from_pretrained(model).eval()
+        network = transformers.AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False).eval()
     except ImportError as error:
         raise BadInput(f"embeddings need {error.name or error}", fix="pip install brushwork with its usual dependencies") from None
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.captioners import Answer, Captioner, Request, each_picture
 from data_tools.errors import BadInput
+from data_tools.pickle_refusal import refuse_pickles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,9 +34,10 @@ def load(name: str, model: str, *, device: str = "auto", batch_size: int = 1, re
     auto = {"vision-language": "AutoModelForImageTextToText", "florence-2": "Florence2ForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    refuse_pickles(model)
     try:
         processor = load_processor(name, model, revision)
-        network = getattr(transformers, auto[name]).from_pretrained(model, revision=revision, dtype=dtype)
+        network = getattr(transformers, auto[name]).from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except ImportError as error:
         raise BadInput(f"{model} needs a library that is missing: {' '.join(str(error).split())[:200]}", fix="install what the message names, in the version that fits your torch") from None
     except (OSError, ValueError, AttributeError, KeyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from data_tools.pickle_refusal import refuse_pickles
 from data_tools.thinking import ThinkingRecord
 from finetune.errors import BadInput
 from finetune.thinking.chat import Messages, ask_and_read
@@ -35,10 +36,11 @@ class LocalChatEnhancer:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
+            refuse_pickles(self.model)
             device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.model)
-                model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").to(device).eval()
+                model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", use_safetensors=True, trust_remote_code=False).to(device).eval()
             except (OSError, ValueError) as error:
                 raise BadInput(f"the chat model cannot be loaded: {' '.join(str(error).split())[:200]}", where=self.model,
                                fix="give a local folder or a Hub id of a causal language model, or use --enhancer rules") from None

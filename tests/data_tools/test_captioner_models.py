@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from data_tools.captioners import Request, captioner
+from data_tools.captioners.embeddings import pairs_by_embedding
 from data_tools.captioners.wd_tagger import as_input
 from data_tools.errors import BadInput
 from tests.data_tools import tiny_captioners
@@ -53,6 +54,13 @@ def test_a_tagger_folder_that_lacks_files_is_refused(tmp_path):
     (tmp_path / "selected_tags.csv").write_text("a,b\n")
     with pytest.raises(BadInput, match="not a usable ONNX model"):
         captioner("wd-tagger", model=str(tmp_path))
+
+
+@pytest.mark.parametrize("use", [lambda folder: captioner("blip-2", model=folder), lambda folder: pairs_by_embedding([], folder, 0.9)], ids=["captions", "embeddings"])
+def test_a_model_that_is_a_pickle_is_never_opened(tmp_path, use):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"would be opened")
+    with pytest.raises(BadInput, match="a pickle can run code when it is opened and is never read"):
+        use(str(tmp_path))
 
 
 def test_the_taggers_input_is_bgr_on_a_white_square():

@@ -1,6 +1,7 @@
 """Enhancers: rules, endpoint and local model give checked records; wrong answers leave the original prompt in use."""
 
 import json
+import shutil
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -197,6 +198,15 @@ def test_a_local_model_that_talks_noise_leaves_the_prompt_in_use(chat_folder):
     assert record.raw and record.reason
     assert think(PROMPT, enhancer=local, seed=1).raw == record.raw
     assert think(PROMPT, enhancer=local, seed=2).raw != record.raw
+
+
+def test_a_chat_model_that_is_a_pickle_is_never_opened(chat_folder, tmp_path):
+    for file in chat_folder.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"would be opened")
+    with pytest.raises(BadInput, match="a pickle can run code when it is opened and is never read"):
+        think(PROMPT, enhancer=LocalChatEnhancer(str(tmp_path)))
 
 
 def test_a_folder_without_a_chat_model_is_bad_input(tmp_path):
