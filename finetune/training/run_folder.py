@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -91,7 +92,7 @@ class RunFolder:
     def append_log(self, row: dict[str, Any]) -> None:
         """One line of log.jsonl. Lines are appended, so a kill loses at most the last one."""
         with open(self.log, "a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
+            log.write(_line(row))
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines; a torn last line is left out (it is taken again by the resumed run)."""
@@ -106,7 +107,12 @@ class RunFolder:
         for path in (self.log, self.validation):
             if path is self.log or path.exists():
                 rows = [row for row in _whole_rows(path) if row["step"] <= steps_done] if steps_done else []
-                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                write_text(path, "".join(map(_line, rows)))
+
+
+def _line(row: dict[str, Any]) -> str:
+    """JSON knows no NaN: a number that is none, of a step that was left out, is written as null."""
+    return json.dumps({name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}, ensure_ascii=False) + "\n"
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and who may write there."""
 
+import json
 import os
 import signal
 import subprocess
@@ -56,3 +57,11 @@ def test_a_torn_last_log_line_is_left_out_and_steps_to_be_taken_again_are_cut(tm
     run.cut_log(3)
     run.append_log({"step": 4, "loss": 0.4})
     assert [row["step"] for row in run.read_log()] == [1, 2, 3, 4]
+
+
+def test_a_step_that_was_left_out_is_logged_as_json_that_everyone_reads(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_log({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "applied": False, "seconds": 0.5})
+    run.cut_log(1)
+    wanted = {"step": 1, "loss": None, "grad_norm": None, "applied": False, "seconds": 0.5}
+    assert [json.loads(line, parse_constant=pytest.fail) for line in run.log.read_text().splitlines()] == run.read_log() == [wanted]
