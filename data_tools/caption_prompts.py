@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from data_tools.thinking_schema import RELATIONS, THOUGHT_SCHEMA
 
 PURPOSES = ("style", "subject", "everything")
-LANGUAGES = ("en", "zh")
 
 SYSTEM = {
     ("style", "en"): "You write captions for training an image model on a drawing style. Describe only what is visible: subjects, actions, objects, their positions, the background, readable text in quotes. Do not name or describe the art style, medium, technique, line work, palette, quality or mood. Do not begin with words such as 'The image shows'. One paragraph, 30 to 60 words, present tense.",

@@ -20,7 +20,6 @@ LARGEST_CAPTION_FILE = 2**20  # bytes
 LONG_CAPTION = 5_000  # characters beyond which a caption is worth a warning
 CAPTION_SUFFIXES = (".txt", ".caption")
 THINKING_SUFFIX = ".thinking.json"
-LANGUAGE_PART = re.compile(r"\.(en|zh)$")
 # Invisible characters that captions pick up on the web: controls, zero-width, bidirectional overrides, byte-order mark.
 INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import datasets
 
 SPLITS = {"validation": "held_out", "valid": "held_out", "val": "held_out", "test": "held_out", "held_out": "held_out", "regularisation": "regularisation"}
-SAVED_MARKS = ("dataset_info.json", "dataset_dict.json")
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -23,7 +23,6 @@ from data_tools.thinking import record_problems, thinking_path
 
 SPLIT_FOLDERS = {"train": "train", "held_out": "validation", "regularisation": "reg"}
 CONCEPT_TYPES = {"train": "STANDARD", "held_out": "VALIDATION", "regularisation": "PRIOR_PREDICTION"}
-ROWS_A_SHARD = 1000
 # A stem that ends like this would make the reader take the picture for a mask or a caption in another language.
 MISLEADING_STEM = re.compile(r"(-masklabel|-condlabel|_mask)$")
 

@@ -10,7 +10,6 @@ from finetune.errors import BadInput
 
 # Licences that let a derived work choose its own; everything else passes its terms on.
 PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc"}
-OWN_TERMS = "other"
 LICENCE_FILE, NOTICE_FILE = "LICENSE.txt", "Notice.txt"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-LOADERS = ("pipeline", "transformer", "peft")
-
 
 @dataclass(frozen=True)
 class SnippetFacts:

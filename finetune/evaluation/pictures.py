@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +63,3 @@ def _scaled(image, area: int) -> np.ndarray:
     factor = min(1.0, (area / (image.width * image.height)) ** 0.5)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return np.asarray((image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)).convert("RGB"))
-
-
-def names_of(pictures: Sequence[NamedPicture]) -> list[str]:
-    """File names, without the folders of whoever made the evaluation."""
-    return [picture.path.name for picture in pictures]
