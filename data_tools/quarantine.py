@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.errors import DataError
+from data_tools.images import EXTENSIONS
+from data_tools.layouts.picture_folder import MASK_FOLDERS, MASK_STEM_SUFFIXES
 from data_tools.records import LeftOut, shown_name
 
 LOG_NAME = "moved.jsonl"
@@ -17,7 +19,7 @@ BESIDE = (".txt", ".caption", ".json", ".en.txt", ".zh.txt", ".thinking.json")
 def move_aside(items: Iterable[LeftOut], folder: Path, quarantine: Path) -> list[tuple[Path, Path]]:
     """Move each file that exists under `folder` to the same place under `quarantine`; return (from, to) of the pictures.
 
-    Caption files that no other picture shares go along. Every move is written to `moved.jsonl` before it is made.
+    Caption files and masks that no other picture shares go along. Every move is written to `moved.jsonl` before it is made.
     Raises DataError when the quarantine lies inside the folder, or a name is taken there.
     """
     folder, quarantine = folder.absolute(), quarantine.absolute()
@@ -41,7 +43,14 @@ def _beside(picture: Path) -> list[Path]:
     if others:
         return []
     names = [picture.with_name(picture.stem + suffix) for suffix in BESIDE] + [picture.with_name(picture.name + suffix) for suffix in (".txt", ".thinking.json")]
-    return [path for path in dict.fromkeys(names) if path.is_file()]
+    return [path for path in dict.fromkeys(names) if path.is_file()] + _masks_of(picture)
+
+
+def _masks_of(picture: Path) -> list[Path]:
+    """A mask that stays behind would be taken for a picture."""
+    stems = {picture.stem + suffix for suffix in MASK_STEM_SUFFIXES}
+    places = [(picture.parent, stems), *((picture.parent / name, {picture.stem}) for name in MASK_FOLDERS)]
+    return [path for folder, names in places if folder.is_dir() for path in sorted(folder.iterdir()) if path.stem in names and path.suffix.lower() in EXTENSIONS]
 
 
 def _move(source: Path, target: Path, quarantine: Path, reason: str) -> None:

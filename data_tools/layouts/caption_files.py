@@ -20,8 +20,9 @@ LARGEST_CAPTION_FILE = 2**20  # bytes
 LONG_CAPTION = 5_000  # characters beyond which a caption is worth a warning
 CAPTION_SUFFIXES = (".txt", ".caption")
 THINKING_SUFFIX = ".thinking.json"
-# Invisible characters that captions pick up on the web: controls, zero-width, bidirectional overrides, byte-order mark.
-INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+# Invisible characters that captions pick up on the web: controls, zero-width, bidirectional overrides, byte-order mark; and halves of
+# characters, which JSON can hold ("\ud83d") and no text encoder can read.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def read_text(path: Path, *, largest: int = LARGEST_CAPTION_FILE) -> str:

@@ -115,7 +115,7 @@ def _values(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:
     if suffix == ".parquet":
         yield from _parquet(index)
     elif suffix == ".csv":
-        yield from _csv(index)
+        yield from _csv(index, reading)
     else:
         yield from _jsonl(index, reading)
 
@@ -142,11 +142,15 @@ def _jsonl(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:
         yield where, values
 
 
-def _csv(index: Path) -> Iterator[tuple[str, dict]]:
+def _csv(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:
     rows = csv.DictReader(io.StringIO(_text(index), newline=""))
     try:
         for values in rows:
-            yield f"{index.name}:{rows.line_num}", {k: v for k, v in values.items() if k is not None}
+            where = f"{index.name}:{rows.line_num}"
+            if any(values.pop(None, [])):  # what follows the last comma would be lost
+                reading.left_out.append(LeftOut(index.parent / f"{index.name}#{rows.line_num}", f"{where}: more cells than the header has columns; a caption with commas must stand in quotes", "bad_row"))
+            else:
+                yield where, values
     except csv.Error as error:
         raise DataError(f"not readable as CSV: {error}", where=f"{shown_name(index)}:{rows.line_num}") from None
 

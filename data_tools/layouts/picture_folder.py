@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.errors import DataError
@@ -18,6 +19,7 @@ from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 KOHYA_FOLDER = re.compile(r"^(\d+)_(.*)$")
 CONDITION_SUFFIX = "-condlabel"
 MASK_STEM_SUFFIXES = ("-masklabel", CONDITION_SUFFIX, ".mask", "_mask")
+NO_PICTURE_OF_THIS_NAME = "lies in a folder called {}, which is for masks and the like, and no picture beside that folder has its name; rename the folder to train it"
 MASK_FOLDERS = ("masks", "mask", "conditioning", "control")
 HELD_OUT_FOLDERS = ("validation", "valid", "val", "test", "held_out")
 REGULARISATION_FOLDERS = ("reg", "regularisation", "regularization")
@@ -93,16 +95,24 @@ def read_picture_folder(root: Path) -> Reading:
     kohya = any(_kohya_part(folder.parts) for folder in folders) and not rows
     plain_folders = 0
     orphans: list[Path] = []
+    mask_folders = [folder for folder in folders if _is_mask_folder(folder)]
+    claimed: set[Path] = set()
     for folder in folders:
         captions = FolderCaptions(folder.path, folder.names, model_written_captions(folder.path))
         pictures = [name for name in folder.names if is_picture(folder.path / name)]
-        masks, no_pictures = _masks(folder, pictures)
+        masks = _masks(folder, pictures, [below for below in mask_folders if below.path.parent == folder.path])
+        claimed |= masks.claimed
         if kohya and pictures and not _kohya_part(folder.parts) and not _is_mask_folder(folder):
             plain_folders += 1
         for name in pictures:
             path = folder.path / name
-            if name not in no_pictures and path not in row_masks and not _is_mask_folder(folder):
-                reading.entries.append(_entry(path, folder, captions, masks.get(name), rows.pop(path, None), kohya))
+            if path in row_masks or name in masks.no_pictures and path not in rows:
+                continue
+            if _is_mask_folder(folder) and path not in rows:
+                reading.left_out += [] if path in claimed else [LeftOut(path, NO_PICTURE_OF_THIS_NAME.format(folder.parts[-1]), "mask_without_picture")]
+                continue
+            entry = _entry(path, folder, captions, masks.of.get(name), rows.pop(path, None), kohya)
+            reading.entries.append(replace(entry, warnings=(*entry.warnings, masks.warnings[name])) if name in masks.warnings else entry)
         for name in folder.names:
             if name not in pictures and not name.lower().endswith((*CAPTION_SUFFIXES, *COMPANION_SUFFIXES)):
                 reading.other_files.append(folder.path / name)
@@ -158,28 +168,51 @@ def _is_mask_folder(folder: Folder) -> bool:
     return bool(folder.parts) and folder.parts[-1].lower() in MASK_FOLDERS
 
 
-def _masks(folder: Folder, pictures: list[str]) -> tuple[dict[str, Path], set[str]]:
-    """Masks by picture name (`a-masklabel.png`, `a_mask.png`, `a.mask.png` beside a.jpg, or masks/a.png below), and the
-    names that are masks or condition pictures and so no training pictures."""
-    by_stem: dict[str, str] = {}
+@dataclass
+class _Masks:
+    """of: mask by picture name.  no_pictures: names in this folder that are masks or condition pictures.  claimed: files in mask folders below
+    that belong to a picture here.  warnings: by picture name."""
+
+    of: dict[str, Path] = field(default_factory=dict)
+    no_pictures: set[str] = field(default_factory=set)
+    claimed: set[Path] = field(default_factory=set)
+    warnings: dict[str, str] = field(default_factory=dict)
+
+    def take(self, owners: Iterable[str], mask: Path) -> None:
+        """A later mask of the same picture wins, which is said."""
+        for name in owners:
+            if name in self.of:
+                self.warnings[name] = f"several masks; {shown_name(mask.name)} in {shown_name(mask.parent.name)} is used"
+            self.of[name] = mask
+
+
+def _masks(folder: Folder, pictures: list[str], below: Iterable[Folder]) -> _Masks:
+    """Masks of a folder's pictures (`a-masklabel.png`, `a_mask.png`, `a.mask.png` beside a.jpg, or masks/a.png): each is for every
+    picture of its stem. below: the mask folders inside this one."""
+    by_stem: dict[str, list[str]] = {}
     for name in pictures:
-        by_stem.setdefault(os.path.splitext(name)[0], name)
-    found: dict[str, Path] = {}
-    for below in MASK_FOLDERS[:2]:
-        if (folder.path / below).is_dir():
-            for entry in sorted((folder.path / below).iterdir()):
-                if entry.stem in by_stem and is_picture(entry):
-                    found[by_stem[entry.stem]] = entry
-    no_pictures = set()
-    for stem, name in by_stem.items():
-        for suffix in MASK_STEM_SUFFIXES:
-            owner = by_stem.get(stem.removesuffix(suffix)) if stem.endswith(suffix) else None
-            if owner is None:
+        by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
+    found = _Masks()
+    for masks in below:
+        for name in masks.names:
+            owners, path = by_stem.get(os.path.splitext(name)[0]), masks.path / name
+            if owners and is_picture(path):
+                found.claimed.add(path)
+                if masks.parts[-1].lower() in MASK_FOLDERS[:2]:
+                    found.take(owners, path)
+    for stem, names in by_stem.items():
+        suffix = next((suffix for suffix in MASK_STEM_SUFFIXES if stem.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        owners = by_stem.get(stem.removesuffix(suffix))
+        for name in names:
+            if owners is None:
+                found.warnings[name] = "named like a mask, but there is no picture that it belongs to; it is trained as a picture"
                 continue
-            no_pictures.add(name)
+            found.no_pictures.add(name)
             if suffix != CONDITION_SUFFIX:
-                found[owner] = folder.path / name
-    return found, no_pictures
+                found.take(owners, folder.path / name)
+    return found
 
 
 def _metadata_rows(folders: list[Folder], reading: Reading) -> dict[Path, Row]:

@@ -104,3 +104,20 @@ def test_a_source_that_cannot_be_read_at_all_is_one_clear_error(tmp_path, scan, 
     with pytest.raises(DataError) as caught:
         scan(UNUSABLE[case](tmp_path))
     assert caught.value.what and caught.value.exit_code == 2 and "\n" not in caught.value.what
+
+
+def test_a_csv_row_whose_caption_is_not_in_quotes_is_listed(tmp_path, scan):
+    """Cut at its first comma it would be trained as another caption. A comma too many at the end, as spreadsheets write it, harms nothing."""
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(encoded("PNG"))
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,a red cat, on a mat\nb.png,"a cat, asleep"\nc.png,a dog,\n')
+    report = scan(tmp_path)
+    assert {record.path.name: record.caption for record in report.records} == {"a.png": None, "b.png": "a cat, asleep", "c.png": "a dog"}
+    assert ["quotes" in left.reason for left in report.left_out] == [True]
+
+
+def test_half_a_character_in_a_row_is_no_part_of_the_caption(tmp_path, scan):
+    r"""JSON can hold "\ud83d" alone; a text encoder that gets it raises an error."""
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a \\ud83d cat \\ud83d\\udc08"}\n')
+    assert [record.caption for record in scan(tmp_path).records] == ["a cat 🐈"]
