@@ -100,12 +100,12 @@ def worker_count(setting: str | int, pictures: int) -> int:
 def _pixels(claimed: Iterable[tuple[str, TrainingPicture]], background: str, workers: int) -> Iterator[tuple[str, TrainingPicture, np.ndarray]]:
     """Each key and picture with its uint8 (H, W, 3) array, in order. Workers load no torch, so starting them is cheap."""
     if workers == 0:
-        yield from ((key, picture, load_pixels(picture.record.path, picture.placement, background)) for key, picture in claimed)
+        yield from ((key, picture, load_pixels(picture.record.path, picture.placement, background, picture.record.content_hash)) for key, picture in claimed)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         ahead: deque = deque()
         for key, picture in claimed:
-            ahead.append((key, picture, pool.submit(load_pixels, picture.record.path, picture.placement, background)))
+            ahead.append((key, picture, pool.submit(load_pixels, picture.record.path, picture.placement, background, picture.record.content_hash)))
             if len(ahead) > READ_AHEAD * workers:
                 *first, pending = ahead.popleft()
                 yield *first, pending.result()

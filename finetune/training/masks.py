@@ -36,7 +36,7 @@ def encode_masks(pictures: Sequence[TrainingPicture], keys: Sequence[str | None]
     if todo:
         with progress.phase("reading masks", len(todo)) as advance:
             for picture, key, latent in todo:
-                pixels = torch.from_numpy(load_mask(picture.record.mask, picture.placement)).float() / 255
+                pixels = torch.from_numpy(load_mask(picture.record.mask, picture.placement, picture.mask_hash)).float() / 255
                 cache.put(key, {"mask": least_weights(pixels, cache.get(latent)["mean"].shape[-2:])})
                 advance()
     for picture, key in zip(pictures, keys, strict=True):

@@ -1,5 +1,7 @@
 """Where in a picture its loss counts."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_a_mask_is_cut_exactly_as_its_picture(tmp_path, size, fit):
 def with_mask(tmp_path, mask):
     mask.save(tmp_path / "mask.png")
     record = ImageRecord(tmp_path / "a.png", 64, 64, "hash", mask=tmp_path / "mask.png")
-    return TrainingPicture(record, place((64, 64), Bucket(64, 64)), mask_hash="of the mask")
+    return TrainingPicture(record, place((64, 64), Bucket(64, 64)), mask_hash=hashlib.sha256((tmp_path / "mask.png").read_bytes()).hexdigest())
 
 
 def encoded(tmp_path, mask, unmasked_weight=0.0):

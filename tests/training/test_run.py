@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import DataError, TrainingError, VerifyError
 from finetune.families.hunyuan_dit import HunyuanDiT
 from finetune.training.run import train
-from tests.training.small_job import log_of, small_recipe, write_pictures
+from tests.training.small_job import AtStep, log_of, small_recipe, write_pictures
 
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 
@@ -124,6 +124,26 @@ def test_pictures_that_cannot_be_used_are_listed_with_their_reason(tiny_base, tm
     assert [left.path.name for left in result.left_out] == ["broken.png"] and result.left_out[0].reason
     assert "broken.png" in (tmp_path / "run" / "data.json").read_text()
     assert "broken.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["picture2.png", "picture2_mask.png"])
+def test_a_picture_or_mask_that_changes_after_it_was_checked_is_not_kept_under_the_hash_of_what_it_was(tiny_base, tmp_path, name):
+    folder = write_pictures(tmp_path / "data", 3)
+    mask = Image.new("L", (96, 48), 255)
+    mask.save(folder / "picture2_mask.png")
+
+    class Changing(AtStep):
+        def act(self):
+            changed = Image.open(folder / name)
+            changed.load()
+            changed.putpixel((5, 5), 7)
+            changed.save(folder / name)
+
+    recipe, cache = small_recipe(tiny_base, folder, training__steps=1, data__masked_loss=True), tmp_path / "cache"
+    with pytest.raises(DataError, match="changed while the run prepared"):
+        train(recipe, tmp_path / "run", cache_folder=cache, progress=Changing(1, "encoding pictures"))
+    kept = {path.name for path in cache.rglob("*.safetensors")}
+    assert len(kept) == (2 if name == "picture2.png" else 3)  # the pictures before it; never the changed file
 
 
 def test_one_single_picture_is_enough(tiny_base, tmp_path):
