@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.progress import Progress
-from data_tools.records import ImageRecord
+from data_tools.records import ImageRecord, shown_name
 from data_tools.scan import LeftOut, ScanReport, scan_folder
 from finetune.errors import DataError
 from finetune.recipe import Recipe
@@ -70,7 +70,8 @@ def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress) -> Fou
         report = scan_folder(source.folder, progress=progress)
         _require_usable(report, source.folder)
         found.layout = found.layout or report.layout
-        found.warnings += report.warnings
+        said = report.warnings + [f"{shown_name(record.path)}: {text}" for record in report.records for text in record.warnings]
+        found.warnings += [text for text in said if text not in found.warnings]
         found.left_out += [left for left in report.left_out if left.path not in {known.path for known in found.left_out}]
         by_source.append(list(_counted(source, report, recipe)))
     for number, pictures in enumerate(by_source):

@@ -64,6 +64,7 @@ class Prepared:
         return load_held(self.base, self.hold, self.accelerator.device, self.cache_folder, progress, draws, stay=self.sharding is not None)
 
 
+MOST_WARNINGS = 40  # shown while the run prepares
 # A process may draw pictures or quantise the base for hours while the others wait; the launcher notices one that died.
 LONGEST_WAIT = timedelta(hours=24)
 
@@ -144,6 +145,7 @@ def _data_summary(training_set: TrainingSet, recipe: Recipe) -> dict[str, Any]:
         "regularisation": list(dict.fromkeys(str(picture.record.path) for picture in training_set.pictures if picture.regularisation)),
         "held_out": [str(path) for path in training_set.held_out_paths()],
         "left_out": [{"path": str(left.path), "reason": left.reason} for left in training_set.left_out],
+        "warnings": list(training_set.warnings),
         "thoughts": [] if recipe.data.thinking == "plain" else shown_thoughts(picture.record for picture in training_set.own()),
     }
 
@@ -164,7 +166,9 @@ def _say_what_was_found(training_set: TrainingSet, recipe: Recipe, progress: Pro
     if training_set.held_out:
         held_out = training_set.held_out_paths()
         progress.say(f"{len(held_out)} pictures are held out and not trained: {', '.join(path.name for path in held_out)}")
-    for warning in training_set.warnings:
+    for warning in training_set.warnings[:MOST_WARNINGS]:
         progress.say(f"warning: {warning}")
+    if len(training_set.warnings) > MOST_WARNINGS:
+        progress.say(f"... and {len(training_set.warnings) - MOST_WARNINGS} more warnings; the report lists them all")
     for left in training_set.left_out:
         progress.say(f"left out: {left.path}: {left.reason}")

@@ -56,6 +56,7 @@ PAGE = """<!doctype html>
 <p class="note">Likeness is 1 for the same picture; drift is the mean colour difference (OKLab) to what the base draws.</p>{% endif %}
 <h2>Data</h2><p>{{ data.get("pictures", 0) }} pictures were trained{% if data.get("masks") %}, {{ data.masks }} of them where their masks say{% endif %}.{% if held_out %} {{ held_out | length }} were held out and never trained: {{ held_out | join(", ") }}.{% endif %} {{ left_out | length }} were left out{{ ":" if left_out else "." }}</p>
 {% if left_out %}<table>{% for item in left_out %}<tr><td>{{ item.path }}</td><td>{{ item.reason }}</td></tr>{% endfor %}</table>{% endif %}
+{% if data.get("warnings") %}<details><summary>{{ data.warnings | length }} warnings about the pictures</summary><table>{% for text in data.warnings %}<tr><td>{{ text }}</td></tr>{% endfor %}</table></details>{% endif %}
 {% if data.get("folders", []) | length > 1 %}<table><tr><th>folder</th><th>kind</th><th>pictures</th><th>seen in an epoch</th><th>loss</th></tr>
 {% for row in data.folders %}<tr><td>{{ row.folder }}</td><td>{{ "regularisation" if row.regularisation else "own" }}</td><td>{{ row.pictures }}</td>
 <td>{{ "as often as the own ones together" if row.regularisation else row.seen }}</td><td>x {{ row.weight }}</td></tr>{% endfor %}</table>{% endif %}

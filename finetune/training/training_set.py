@@ -11,7 +11,7 @@ from typing import Any
 from data_tools.buckets import Placement
 from data_tools.images import read_bytes
 from data_tools.progress import Progress
-from data_tools.records import ImageRecord
+from data_tools.records import ImageRecord, shown_name
 from data_tools.resolutions import place_at_each
 from data_tools.scan import LeftOut, scan_folder
 from data_tools.thinking import caption_to_train
@@ -103,12 +103,18 @@ def _filled(record: ImageRecord, policy: str) -> list[str]:
     return [record.path.stem.replace("_", " ").replace("-", " ")] if policy == "file_name" else [""]
 
 
+def _name_and_reason(record: ImageRecord) -> str:
+    """A picture without a caption; in brackets what is wrong with the caption file that it has."""
+    reason = next((text for text in record.warnings if text.startswith("caption file")), None)
+    return shown_name(record.path.name) + (f" ({reason})" if reason else "")
+
+
 def _all_captions(found: Sequence[SourcePicture], recipe: Recipe) -> list[list[str]]:
     captions = [_captions_of(picture.record, recipe.data.thinking) for picture in found]
     bare = [picture for picture, own in zip(found, captions, strict=True) if not own]
     policy = recipe.data.missing_caption
     if bare and policy == "error":
-        names = ", ".join(picture.record.path.name for picture in bare[:NAMED_IN_A_MESSAGE]) + (" ..." if len(bare) > NAMED_IN_A_MESSAGE else "")
+        names = ", ".join(_name_and_reason(picture.record) for picture in bare[:NAMED_IN_A_MESSAGE]) + (" ..." if len(bare) > NAMED_IN_A_MESSAGE else "")
         raise DataError(
             f"{len(bare)} of {len(found)} pictures have no caption: {names}", where=str(bare[0].folder),
             fix="run `brushwork data caption` on the folder, or set data.missing_caption to file_name, trigger or empty",

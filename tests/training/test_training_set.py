@@ -157,3 +157,18 @@ def test_held_out_pictures_have_the_sizes_that_are_trained_and_are_named_once(tm
     assert len(found.held_out_captions) == len(found.held_out) and set(found.sizes()) >= {str(picture.placement.bucket) for picture in found.held_out}
     trained_at_one = set_of(main, data__resolution=64, validation__folder=str(held_out))
     assert len(trained_at_one.held_out) == len(trained_at_one.held_out_paths()) == 4
+
+
+def test_what_is_odd_about_a_picture_is_said_once_and_kept_for_the_report(tmp_path):
+    """A caption that cannot be read or a mask that is broken changes what is learned as much as a picture that is left out."""
+    main = write_pictures(tmp_path / "main", 2)
+    (main / "picture0.txt").write_bytes(b"caf\xe9")
+    (main / "picture1_mask.png").write_bytes(b"no picture")
+    inner = write_pictures(main / "inner", 1)
+    (inner / "picture0.json").write_text("{broken")
+    found = set_of(main, data__missing_caption="file_name", data__masked_loss=True, data__also=[{"folder": str(inner)}])
+    assert sum("picture0.txt cannot be read: not UTF-8" in text for text in found.warnings) == 1
+    assert sum("picture1.png: the mask cannot be used" in text for text in found.warnings) == 1
+    assert sum("picture0.json is not valid JSON" in text for text in found.warnings) == 1
+    with pytest.raises(DataError, match=r"picture0.png \(caption file picture0.txt cannot be read: not UTF-8 at byte 3\)"):
+        set_of(main)
