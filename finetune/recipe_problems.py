@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from finetune.recipe_settings import SECTIONS, Colour, Section
+from finetune.recipe_settings import SECTIONS, Colour, Name, Section
 
 SHOWN_CHARACTERS = 60
 
@@ -168,6 +168,9 @@ def may_be_left_out(field: FieldInfo) -> bool:
     return any(kind is NoneType for kind, _ in _field_members(field))
 
 
+KINDS_OF_TEXT = ((Colour, 'a colour such as "#ffffff"'), (Name, "one line of text, 1 to 1024 characters"))
+
+
 def allowed_values(field: FieldInfo) -> str:
     """In words: "a whole number from 1 to 1024"."""
     kinds = {bool: "true or false", str: "text", Path: "a folder"}
@@ -183,7 +186,8 @@ def allowed_values(field: FieldInfo) -> str:
             (number, range_of), = _members(get_args(kind)[1])
             words.append(f"a table, at most 64, of expression = {'a whole number' if number is int else 'a number'}{_range(range_of)}")
         elif kind in kinds:
-            words.append('a colour such as "#ffffff"' if list(get_args(Colour)[1:]) == limits else kinds[kind])
+            special = next((said for known, said in KINDS_OF_TEXT if list(get_args(known)[1:]) == limits), None)
+            words.append(special or kinds[kind])
     return _either(words)
 
 

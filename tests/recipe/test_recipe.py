@@ -185,3 +185,9 @@ def test_every_problem_is_one_of_ours():
     with pytest.raises(RecipeError) as caught:
         load_recipe({"base": {"model": 1}})
     assert all(isinstance(problem, BrushworkError) for problem in caught.value.problems)
+
+
+def test_a_trigger_of_two_lines_is_told_that_one_is_meant():
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe({"base": {"model": "mini"}, "data": {"trigger": "two\nlines"}})
+    assert "one line of text" in refusal.value.problems[0].fix
