@@ -54,5 +54,5 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, content: str) -> None:
-    """Write UTF-8 text to `path`, whole or not at all."""
-    write_bytes(path, content.encode())
+    """Write UTF-8 text to `path`, whole or not at all. Bytes of a file name that are not UTF-8 become backslash escapes, as JSON writes them."""
+    write_bytes(path, content.encode(errors="backslashreplace"))

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from data_tools.records import shown_line
+
 PLAIN_LINE_EVERY_SECONDS = 5.0
 
 
@@ -29,7 +31,7 @@ class PlainProgress(Progress):
         self.stream = stream or sys.stderr
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(shown_line(text), file=self.stream, flush=True)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
@@ -61,7 +63,7 @@ class RichProgress(Progress):
         self.console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(shown_line(text), markup=False, highlight=False)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:

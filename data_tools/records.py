@@ -11,6 +11,8 @@ from pathlib import Path
 CAPTION_SOURCES = ("person", "model", "file_name", "folder_name")
 CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 LETTER = re.compile(r"[^\W\d_]")
+# What a terminal obeys instead of showing it, and halves of characters, which no encoding can write.
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def language_of(text: str) -> str:
@@ -125,3 +127,13 @@ def shown_name(path: Path | str) -> str:
     """A file name that is safe to print: bytes that are not UTF-8 and control characters are written as escapes."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shown_text(text: str) -> str:
+    """Text that is safe on a terminal, whatever names and captions it holds: control characters but line breaks and tabs are escaped."""
+    return UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown_line(text: str) -> str:
+    """The same on one line: line breaks are escaped too."""
+    return shown_text(text).replace("\n", "\\n")

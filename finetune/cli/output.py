@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json as json_format
 import os
 import re
@@ -19,6 +20,7 @@ import typer
 
 from data_tools import progress
 from data_tools.errors import BrushworkError
+from data_tools.records import shown_line, shown_text
 from finetune import __version__
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
@@ -53,11 +55,34 @@ def progress_for(quiet: bool) -> progress.Progress:
     return progress.for_terminal(quiet)
 
 
+def open_standard_streams() -> None:
+    """Make the three streams fit for anything. One that was closed (`>&-`, some services) leads nowhere, so that the next file that is opened
+    does not get its number; a character that the terminal's encoding lacks is written as an escape."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, json: bool) -> None:
-    """The result of a verb: `data` as one JSON object, or `lines` for people. Paths in `data` become text."""
-    text = json_format.dumps(data, ensure_ascii=False, default=str) if json else "\n".join(lines)
+    """The result of a verb: `data` as one JSON object, or `lines` for people. Paths in `data` become text.
+
+    Raises typer.Exit when nobody reads it any more (`| head`)."""
+    text = json_format.dumps(data, ensure_ascii=False, default=str) if json else shown_text("\n".join(lines))
     if text:
-        print(text, file=_Results.stream or sys.stdout, flush=True)
+        stream = _Results.stream or sys.stdout
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:
+            _drop_the_rest(stream)
+            raise typer.Exit(1) from None
+
+
+def _drop_the_rest(stream: TextIO) -> None:
+    """What is still buffered must not raise again when the stream is closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Results:
@@ -72,7 +97,8 @@ def clean_standard_output() -> Iterator[None]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    _Results.stream = os.fdopen(os.dup(kept), "w", encoding="utf-8")
+    # A file name that is not UTF-8 becomes \udcXX, which is JSON's own escape for it.
+    _Results.stream = os.fdopen(os.dup(kept), "w", encoding="utf-8", errors="backslashreplace")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -86,18 +112,24 @@ def clean_standard_output() -> Iterator[None]:
 def run(command: Callable[[], Any], *, json: bool) -> int:
     """Call a parsed or unparsed command; every way it can fail becomes a message and an exit code."""
     try:
+        return _outcome(command, json)
+    except typer.Exit as stop:
+        return stop.exit_code
+
+
+def _outcome(command: Callable[[], Any], json: bool) -> int:
+    try:
         return command() or 0
     except BrushworkError as error:
         report(error, json=json)
         return error.exit_code
-    except typer.Exit as stop:
-        return stop.exit_code
+    except typer.Exit:
+        raise
     except (KeyboardInterrupt, typer.Abort):
         report(BrushworkError("interrupted"), json=json)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); what is buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_the_rest(sys.stdout)
         return 1
     except typer.TyperException as error:
         if _asks_for_help(error) and not json:
@@ -122,9 +154,9 @@ def report(error: BrushworkError, *, json: bool) -> None:
         return
     for problem in getattr(error, "problems", None) or [error]:
         place = f"{problem.where}: " if problem.where else ""
-        print(f"error: {place}{problem.what}", file=sys.stderr)
+        print("error: " + shown_line(f"{place}{problem.what}"), file=sys.stderr)
         if problem.fix:
-            print(f"hint: {problem.fix}", file=sys.stderr)
+            print("hint: " + shown_line(problem.fix), file=sys.stderr)
 
 
 def _as_data(error: BrushworkError) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
     overrides = [f"{key}={json.dumps(value)}" for key, value in (("base.model", base), ("data.trigger", trigger)) if value is not None]
     overrides += changes or []
     folder = Path(target).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
     if folder.is_dir() and (folder / "recipe.toml").is_file():
         return Wanted(load_recipe(folder / "recipe.toml", overrides), run=folder)
     if not folder.is_dir():
@@ -56,6 +58,15 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
     if recipe is not None:
         return Wanted(load_recipe(find_recipe(recipe), overrides))
     return _recipe_for_base(base, overrides)
+
+
+def _check_folder(folder: Path) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError("the folder may not be read", where=str(folder), fix="check its permissions")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise DataError("the folder's name is not UTF-8, and a recipe is", where=str(folder), fix="rename the folder") from None
 
 
 def _recipe_file(target: str) -> Path:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from finetune.cli import VERB_FILES
-from tests.cli.conftest import run
+from tests.cli.conftest import ROOT, run
 
 HEAVY = {"torch", "transformers", "diffusers", "peft", "datasets", "bitsandbytes", "accelerate", "numpy", "PIL", "pandas", "pyarrow", "huggingface_hub", "scipy", "jinja2"}
 GOOD = '[base]\nmodel = "mini"\n'
@@ -77,6 +77,33 @@ def test_a_closed_pipe_is_no_error_message(tmp_path):
     assert "Traceback" not in found.stderr and "Exception ignored" not in found.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["recipe list", "recipe list --json", "recipe check no/such"])
+def test_a_closed_stream_is_no_defect(arguments, closed, tmp_path):
+    """The messages of one stream never go to the other."""
+    found = subprocess.run(["bash", "-c", f"{sys.executable} -m finetune {arguments} {closed}"], capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert found.returncode == (2 if "check" in arguments else 0)
+    assert "Traceback" not in found.stderr and (found.stdout == "" or arguments != "recipe check no/such")
+
+
+@pytest.mark.parametrize("arguments", ["recipe list --json", "recipe check no/such --json", "nope --json", "recipe list", "--help"])
+def test_a_reader_that_is_gone_at_once_is_no_error_message(arguments, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(["bash", "-c", f"{sys.executable} -m finetune {arguments} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert "Traceback" not in found.stderr and "Exception ignored" not in found.stderr
+    assert found.returncode == 1
+
+
+def test_home_is_meant_in_whatever_way_an_option_is_written(tmp_path):
+    """Shells leave `~` alone inside a word, so that a folder of that name was made."""
+    said = run("recipe", "show", "mini/style", "--set=data.folder=~/pictures", folder=tmp_path, HOME=str(tmp_path / "home"))
+    assert f'folder = "{tmp_path}/home/pictures"' in said.out
+    said = run("prefer", "summary", "--json", "nowhere", folder=tmp_path, HOME=str(tmp_path / "home"))
+    assert said.code == 2
+    said = run("train", "mini/style", "--set", "data.folder=.", "--out=~/run", folder=tmp_path, HOME=str(tmp_path / "home"))
+    assert said.code == 2 and not (tmp_path / "~").exists() and "home/run" in said.err
+
+
 def test_recipe_verbs(brushwork, tmp_path):
     assert "mini/style" in brushwork("recipe", "list").out
     path = tmp_path / "mine.toml"
@@ -97,3 +124,10 @@ def test_waiting_threads_go_to_sleep_soon_unless_the_user_says_otherwise(own, sp
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     found = subprocess.run([sys.executable, "-m", "finetune", "doctor"], env=clean | own | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=False)
     assert f"GOMP_SPINCOUNT = {spin}" in found.stderr
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-p", "a\udcff", "--base", "mini"], ["train", ".", "--base", "mini", "--trigger=a\udcff"], ["data", "caption", ".", "--append", "\udcff"]])
+def test_words_that_are_not_utf_8_are_refused(arguments, brushwork):
+    """A tokenizer ends on them with an error of its own; a trigger became the text of an escape."""
+    said = brushwork(*arguments)
+    assert said.code == 2 and "these words are not UTF-8" in said.err

@@ -79,3 +79,22 @@ def test_people_get_lines_and_machines_get_an_object(capsys):
     assert capsys.readouterr().out == "line one\nline two\n"
     output.emit({"a": Path("x")}, ["line one"], json=True)
     assert json.loads(capsys.readouterr().out) == {"a": "x"}
+
+
+def test_a_name_with_control_characters_does_not_command_the_terminal(capsys):
+    output.emit({"a": 1}, ["first\n\x1b]0;title\x07 name\udcff 猫"], json=False)
+    assert capsys.readouterr().out == "first\n\\x1b]0;title\\x07 name\\udcff 猫\n"
+    _, _, err = ends_with(BadInput("is no picture", where="/photos/new\nline\x1b[31m.png"), as_json=False, capsys=capsys)
+    assert err == "error: /photos/new\\nline\\x1b[31m.png: is no picture\n"
+
+
+def test_a_name_that_is_not_utf_8_stays_whole_in_json():
+    program = "from finetune.cli import output\nwith output.clean_standard_output():\n    output.emit({'path': 'a\\udcff'}, [], json=True)\n"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, check=True)
+    assert json.loads(found.stdout.decode("utf-8")) == {"path": "a\udcff"}
+
+
+def test_a_terminal_without_the_characters_gets_escapes():
+    program = "from finetune.cli import output\noutput.open_standard_streams()\noutput.emit({}, ['größe 猫'], json=False)\n"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "ascii"}, check=True)
+    assert found.stdout == b"gr\\xf6\\xdfe \\u732b\n"

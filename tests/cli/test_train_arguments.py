@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from finetune.cli.run_arguments import run_folder, wanted_recipe
@@ -66,3 +68,19 @@ def test_run_folders_are_never_taken_twice(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BadInput, match="several processes"):
         run_folder(wanted, None, False)
+
+
+def test_a_folder_that_a_recipe_cannot_name_is_refused_by_its_name(photos):
+    renamed = photos.rename(photos.with_name("photos\udcff"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        wanted_recipe(str(renamed), "mini", None, None, None)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(photos):
+    photos.chmod(0)
+    try:
+        with pytest.raises(DataError, match="may not be read"):
+            wanted_recipe("photos", "mini", None, None, None)
+    finally:
+        photos.chmod(0o755)

@@ -120,10 +120,12 @@ def test_every_picture_meets_its_own_latent_and_caption(tiny_base, pictures, enc
 def test_pictures_that_cannot_be_used_are_listed_with_their_reason(tiny_base, tmp_path):
     folder = write_pictures(tmp_path / "data", 3)
     (folder / "broken.png").write_bytes((folder / "picture0.png").read_bytes()[:60])
+    shutil.copy(folder / "broken.png", folder / os.fsdecode(b"broken\xff.png"))  # a name that is not UTF-8, as old archives have them
     result = train(small_recipe(tiny_base, folder, training__steps=1), tmp_path / "run", cache_folder=tmp_path / "cache")
-    assert [left.path.name for left in result.left_out] == ["broken.png"] and result.left_out[0].reason
-    assert "broken.png" in (tmp_path / "run" / "data.json").read_text()
-    assert "broken.png" in (tmp_path / "run" / "report.html").read_text()
+    assert [left.path.name for left in result.left_out] == ["broken.png", "broken\udcff.png"] and result.left_out[0].reason
+    assert [Path(left["path"]).name for left in json.loads((tmp_path / "run" / "data.json").read_text())["left_out"]] == ["broken.png", "broken\udcff.png"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "broken.png" in page and "broken\\udcff.png" in page
 
 
 @pytest.mark.parametrize("name", ["picture2.png", "picture2_mask.png"])
