@@ -10,6 +10,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.images import EXTENSIONS
 from data_tools.layouts.picture_folder import MASK_FOLDERS, MASK_STEM_SUFFIXES
+from data_tools.picture_folder_guard import require_outside
 from data_tools.records import LeftOut, shown_name
 
 LOG_NAME = "moved.jsonl"
@@ -22,9 +23,8 @@ def move_aside(items: Iterable[LeftOut], folder: Path, quarantine: Path) -> list
     Caption files and masks that no other picture shares go along. Every move is written to `moved.jsonl` before it is made.
     Raises DataError when the quarantine lies inside the folder, or a name is taken there.
     """
+    require_outside(quarantine, folder, "the quarantine")
     folder, quarantine = folder.absolute(), quarantine.absolute()
-    if quarantine.is_relative_to(folder):
-        raise DataError("the quarantine must not lie inside the picture folder", where=shown_name(quarantine), fix="name a folder beside it")
     moved = []
     for item in items:
         source = item.path.absolute()

@@ -22,6 +22,8 @@ from data_tools.buckets import Placement
 from data_tools.cached_tasks import cached_results
 from data_tools.caption_statistics import CaptionStatistics
 from data_tools.duplicates import DuplicateReport
+from data_tools.errors import DataError
+from data_tools.images import EXTENSIONS
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, best_caption, shown_name
 from data_tools.scan import ScanReport
@@ -140,9 +142,19 @@ def as_data(facts: SetFacts) -> dict[str, Any]:
     }
 
 
+def require_report_place(path: Path) -> None:
+    """Raise DataError for a name that is not a page's, or whose facts would become the caption of a picture."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DataError("a report is an .html file", where=shown_name(path), fix="name it so")
+    namesakes = [other for other in path.parent.glob("*") if other.stem == path.stem and other.suffix.lower() in EXTENSIONS]
+    if namesakes:
+        raise DataError(f"the facts beside the report would be taken for the caption of {shown_name(namesakes[0].name)}", where=shown_name(path.with_suffix(".json")), fix="choose another name")
+
+
 def write_report(facts: SetFacts, path: Path | str, *, workers: int | None = None, progress: Progress = Progress(), use_cache: bool = True, cache: Path | None = None) -> Path:
-    """Write the page to `path` and its facts beside it as .json. Returns `path`."""
+    """Write the page to `path` and its facts beside it as .json. Returns `path`. Raises DataError as `require_report_place`."""
     path = Path(path)
+    require_report_place(path)
     shown = _sample(facts.scan.records)
     groups = list(facts.duplicates.groups[:MOST_GROUPS]) if facts.duplicates else []
     needed = list(dict.fromkeys([r.path for r in shown] + [m.path for g in groups for m in g.members[:12]]))

@@ -73,8 +73,11 @@ def buckets(
 ) -> None:
     """The training sizes that lose the fewest pixels of these pictures, beside the usual fixed lists."""
     from data_tools.bucket_report import table
+    from data_tools.errors import BadInput
     from data_tools.scan import require_usable
 
+    if chart and chart.suffix.lower() != ".svg":
+        raise BadInput("a chart is an .svg file", where=f"--chart {chart}", fix="name it so")
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
@@ -138,9 +141,12 @@ def duplicates(
 
     from data_tools.contact_sheets import write_sheet
     from data_tools.duplicates import find_duplicates
+    from data_tools.picture_folder_guard import require_outside
     from data_tools.quarantine import move_aside
     from data_tools.records import LeftOut
 
+    if sheet:
+        require_outside(sheet, Path(source), "the contact sheet")
     progress = progress_for(quiet)
     records = scanned(source, layout, image_root, workers, fresh, progress).records
     for other in against or ():
@@ -185,9 +191,11 @@ def convert(
 ) -> None:
     """Write the usable pictures with their captions in the layout that another tool reads."""
     from data_tools.convert import convert as write
+    from data_tools.picture_folder_guard import require_outside
     from data_tools.records import shown_name
     from data_tools.scan import require_usable
 
+    require_outside(out, Path(source), "the converted set")
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
@@ -209,10 +217,11 @@ def report(
     from data_tools.caption_statistics import caption_statistics
     from data_tools.duplicates import find_duplicates
     from data_tools.records import shown_name
-    from data_tools.report import SetFacts, problems, write_report
+    from data_tools.report import SetFacts, problems, require_report_place, write_report
     from data_tools.token_counts import count_tokens
     from finetune.cli.data_base import text_limits
 
+    require_report_place(out)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     chosen = _buckets(found.records, base, resolution, None, most, upscale, fit, batch_size)[0] if found.records else None

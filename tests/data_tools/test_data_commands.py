@@ -123,3 +123,19 @@ def test_the_core_works_where_torch_is_not_installed(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT, str(folder)], env=environment, capture_output=True, text=True, timeout=600)
     assert [line.split()[-1] for line in done.stderr.splitlines()] == ["0"] * 6, done.stderr + done.stdout
     assert (tmp_path / "set.html").exists()
+
+
+def test_results_never_take_the_place_of_pictures_or_captions(folder, capfd):
+    """Each of these wrote over a picture or a caption of the set, or into the set, where the next scan took it for pictures."""
+    (folder / "000.txt").write_text("a person's words")
+    (folder / "inside").mkdir()
+    (folder.parent / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for arguments in (
+        ("report", folder, "--out", folder / "000.png"), ("report", folder, "--out", folder / "000.txt"), ("report", folder, "--out", folder / "000.html"), ("report", folder, "--out", "."),
+        ("duplicates", folder, "--sheet", folder / "000.png"), ("duplicates", folder, "--sheet", folder.parent / "link" / "sheet.png"), ("buckets", folder, "--chart", folder / "000.png"),
+        ("convert", folder, "--to", "sidecars", "--out", folder / "inside"), ("convert", folder, "--to", "zip", "--out", folder / "new"),
+    ):
+        code, out, err = run(capfd, *arguments, "--quiet")
+        assert code == 2 and "hint: " in err and "Traceback" not in err, arguments
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, arguments
