@@ -8,7 +8,7 @@ from data_tools.errors import DataError
 from data_tools.records import shown_name
 
 
-def require_outside(place: Path, folder: Path, what: str) -> None:
+def require_outside(place: Path, folder: Path, what: str, fix: str = "name a place beside it") -> None:
     """Raise DataError when `place` is the picture folder or lies inside it, by whatever links. what: names the result in the message."""
     if folder.is_dir() and place.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{what} must not lie inside the picture folder", where=shown_name(place), fix="name a place beside it")
+        raise DataError(f"{what} must not lie inside the picture folder", where=shown_name(place), fix=fix)

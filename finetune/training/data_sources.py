@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.picture_folder_guard import require_outside
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, shown_name
 from data_tools.scan import LeftOut, ScanReport, scan_folder
@@ -57,6 +58,15 @@ def sources_of(recipe: Recipe, drawn: Path | None = None) -> list[Source]:
     found = [Source(Path(data.folder))] + [Source(Path(entry.folder), entry.repeats, entry.weight) for entry in data.also]
     regularisation = drawn if data.regularisation_folder is None else Path(data.regularisation_folder)
     return found + ([Source(regularisation, weight=data.regularisation_weight, regularisation=True)] if regularisation is not None else [])
+
+
+def require_run_outside(run: Path, recipe: Recipe) -> None:
+    """Raise DataError for a run folder inside one of the picture folders: its samples would be trained by the next run, and no run there
+    could be resumed, since they change the data."""
+    data = recipe.data
+    for folder in (data.folder, *(entry.folder for entry in data.also), data.regularisation_folder, recipe.validation.folder):
+        if folder is not None:
+            require_outside(run, Path(folder), "the run folder", fix="choose another place with --out FOLDER")
 
 
 def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress) -> FoundPictures:

@@ -20,6 +20,7 @@ from finetune.recipe import Recipe
 from finetune.training.adapter_size import adapter_size
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.batches import BatchOrder
+from finetune.training.data_sources import require_run_outside
 from finetune.training.encoding_cache import default_cache_folder
 from finetune.training.looks import Looks, SampleWatch
 from finetune.training.loop import TrainingJob, training_loop
@@ -91,6 +92,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
     progress = progress or Progress()
     keep_freed_memory()
     run = RunFolder(out)
+    if not resume:
+        require_run_outside(run.path, recipe)
     check_trackers(recipe)
     accelerator, precision = make_accelerator(recipe, run)
     if accelerator.is_main_process:

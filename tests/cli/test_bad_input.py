@@ -139,3 +139,12 @@ def test_a_memory_that_nothing_fits_is_refused_after_the_smallest_plan(brushwork
     assert "DOES NOT FIT" in said.out and "1 of 4 blocks checkpointed" in said.out
     said = brushwork("plan", pictures, "--base", tiny_base, "--fit", "1MB", "--json", *settled)
     assert said.code == 1 and said.data["fits"] is False
+
+
+@pytest.mark.parametrize("out", ["", "run", "inner/run"])
+def test_a_run_folder_inside_the_pictures(brushwork, tiny_base, tmp_path, out):
+    """Its samples would be trained by the next run, and would keep this one from being resumed."""
+    photos = write_pictures(tmp_path / "photos", 2)
+    before = content_of(photos)
+    refused(brushwork("train", photos, "--base", tiny_base, "--out", photos / out, *QUICK), "the run folder must not lie inside the picture folder", "--out")
+    assert content_of(photos) == before
