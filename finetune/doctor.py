@@ -123,9 +123,11 @@ def _cpu_bf16() -> str:
 def _memory_and_disk() -> Iterator[Finding]:
     import psutil
 
+    from finetune.training.encoding_cache import default_cache_folder
+
     memory = psutil.virtual_memory()
     yield Finding("memory", "memory", f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free", memory.available > 1.5 * GIB, "close other programs; the embedded model needs about 1.5 GiB")
-    for name, folder in (("here", Path.cwd()), ("temporary files", Path(tempfile.gettempdir())), ("downloaded models", _models_folder())):
+    for name, folder in (("here", Path.cwd()), ("temporary files", Path(tempfile.gettempdir())), ("downloaded models", _models_folder()), ("encodings", default_cache_folder())):
         present = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(present).free
         writable = os.access(present, os.W_OK)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from data_tools.atomic_files import whole_file, write_text
-from finetune.errors import TrainingError
+from finetune.errors import BadInput, TrainingError
 
 # Raised whenever the meaning of an entry changes, so that entries of older versions are made again.
 ENCODING_VERSION = "1"
@@ -26,6 +26,17 @@ def default_cache_folder() -> Path:
     if chosen := os.environ.get("BRUSHWORK_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brushwork" / "encodings"
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder of encodings. Raises BadInput where nothing can be kept in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    if reason:
+        raise BadInput(f"encodings cannot be kept here: {reason}", where=str(folder), fix="set the environment variable BRUSHWORK_CACHE to a folder that can be written")
 
 
 def key_of(*parts: object) -> str:

@@ -18,7 +18,7 @@ from finetune.families.mapped_pages import trim_heap
 from finetune.objectives import LossWeighting, refuse_noise_offset
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
-from finetune.training.encoding_cache import EncodingCache
+from finetune.training.encoding_cache import EncodingCache, require_writable
 from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, check_suits, choose_hold, load_held
 from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
@@ -92,6 +92,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     """Scan, compare with an interrupted run, write down what is about to happen, encode."""
     from finetune.families.base_models import locate_base
 
+    require_writable(cache_folder)
     base = locate_base(recipe.base.model, recipe.base.revision)
     if recipe.adapter.text_encoders:
         check_trainable(base.family)

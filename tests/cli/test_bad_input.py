@@ -148,3 +148,9 @@ def test_a_run_folder_inside_the_pictures(brushwork, tiny_base, tmp_path, out):
     before = content_of(photos)
     refused(brushwork("train", photos, "--base", tiny_base, "--out", photos / out, *QUICK), "the run folder must not lie inside the picture folder", "--out")
     assert content_of(photos) == before
+
+
+def test_a_cache_folder_that_cannot_be_made(brushwork, pictures, tiny_base, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BRUSHWORK_CACHE", str(tmp_path / "file" / "cache"))
+    refused(brushwork("train", pictures, "--base", tiny_base, "--out", tmp_path / "run", *QUICK), "encodings cannot be kept here", "BRUSHWORK_CACHE")
