@@ -98,8 +98,11 @@ class RatingSession:
         return self.folder.candidates()[question.items[0]].prompt
 
     def answer(self, answer: Answer) -> None:
-        """Put one answer on disk. Raises BadInput for an answer that does not fit the question."""
+        """Put one answer on disk. Raises BadInput for an answer that does not fit the question, and for a second one to it, which a page that was
+        left open elsewhere sends: it would count as another judgement."""
         question = self._question(answer.question)
+        if not self.log.knows(answer.id) and any(isinstance(event, Judgement) and _key(event) == question.key for event in self.log.standing(self.annotator)):
+            raise BadInput("this question was answered before", where="answer", fix="load the page again")
         shown = self.shown(question)
         judgement = Judgement(
             id=answer.id, rater=self.annotator, mode=question.mode, prompt_id=question.prompt_id, prompt=self.prompt(question), items=question.items,

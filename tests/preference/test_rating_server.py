@@ -44,7 +44,7 @@ def test_strange_requests_are_refused_and_write_nothing(tmp_path, serve):
     server = serve(folder.root, "--port", "0")
     key = server.state()["questions"][0]["key"]
     good = {"id": "1", "question": key, "position": 0}
-    strange = [b"", b"{", b"[]", b"[" * 5000, b"x" * 20_000, {}, good | {"id": 3}, good | {"id": "x" * 65}, good | {"question": "no"}, good | {"position": 7}, good | {"position": "0"},
+    strange = [b"", b"{", b"[]", b"[" * 5000, b"x" * 20_000, {}, good | {"id": 3}, good | {"id": "x" * 65}, good | {"id": "\ud800"}, good | {"id": "\x1b[31m"}, good | {"question": "no"}, good | {"position": 7}, good | {"position": "0"},
                good | {"position": True}, good | {"tie": True}, good | {"ms": -4}, good | {"ms": 1e99}, good | {"ranking": "x"}, good | {"points": []}]
     for body in strange:
         assert server.request("/api/answer", body)[0] in (400, 413), body

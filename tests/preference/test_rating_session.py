@@ -54,6 +54,22 @@ def test_a_new_process_goes_on_where_the_last_answer_was_written(tmp_path):
     assert not {question.key for question in answer_all(again)} & set(answered)
 
 
+def test_a_page_that_was_left_open_elsewhere_does_not_judge_twice(tmp_path):
+    """Two tabs or processes of one annotator show the same question; its second answer counted as another judgement."""
+    folder = colour_folder(tmp_path)
+    first, second = session(folder, wanted=4), session(folder, wanted=4)
+    key = first.upcoming(1)[0].key
+    assert second.upcoming(1)[0].key == key
+    first.answer(Answer("one", key, position=0))
+    first.answer(Answer("one", key, position=0))  # the same answer sent again, as after a lost reply
+    with pytest.raises(BadInput, match="answered before"):
+        second.answer(Answer("two", key, position=1))
+    assert len(folder.log().judgements()) == 1
+    second.undo("undo")
+    second.answer(Answer("three", key, position=1))
+    assert [judgement.id for judgement in folder.log().judgements()] == ["three"]
+
+
 def test_undo_brings_the_question_back_first_and_goes_far_back(tmp_path):
     one = session(colour_folder(tmp_path), wanted=6)
     keys = []

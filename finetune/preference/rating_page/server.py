@@ -143,8 +143,8 @@ def _static(path: str):
 
 def _word(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
-    if not isinstance(value, str) or not 1 <= len(value) <= 64:
-        raise BadInput(f"`{key}` must be text of 1 to 64 characters", where="answer")
+    if not isinstance(value, str) or not 1 <= len(value) <= 64 or not value.isprintable():
+        raise BadInput(f"`{key}` must be text of 1 to 64 characters that can be printed", where="answer")
     return value
 
 
