@@ -19,6 +19,8 @@ from data_tools.errors import DataError
 from finetune.preference.comparisons import ComparisonLog, Judgement
 from finetune.preference.journal import Journal
 
+OWN_NAMES = frozenset({"candidates.jsonl", "candidates.jsonl.torn", "comparisons.jsonl", "comparisons.jsonl.torn", "rating_plan.json", "pictures", "sheets"})
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -87,6 +89,22 @@ class CandidateFolder:
         if not folder.candidates():
             raise DataError("candidates.jsonl is empty", where=str(root), fix="make candidates with `brushwork prefer candidates`, or import some")
         return folder
+
+    @classmethod
+    def to_fill(cls, root: Path | str) -> CandidateFolder:
+        """A folder that is new, empty or has candidates. Raises DataError for one that holds other things: among somebody's pictures, candidates
+        would be trained."""
+        folder = cls(root)
+        if folder.root.is_dir() and not folder._journal.path.exists():
+            others = [path.name for path in folder.root.iterdir() if path.name not in OWN_NAMES and not path.name.startswith(".")]
+            if others:
+                raise DataError("the folder holds other files and no candidates", where=str(root), fix="name a new folder")
+        return folder
+
+    def owns(self, path: Path) -> bool:
+        """Whether this is one of the files of the folder itself."""
+        inside, root = path.resolve(), self.root.resolve()
+        return inside.is_relative_to(root) and inside != root and inside.relative_to(root).parts[0] in OWN_NAMES
 
     def candidates(self) -> dict[str, Candidate]:
         """Candidates by id, in the order in which they were made. Raises DataError naming the line."""

@@ -146,7 +146,7 @@ def make_candidates(loaded: LoadedBase, prompts: Sequence[Prompt], settings: Can
     progress = progress or Progress()
     if settings.per_prompt < 1:
         raise BadInput(f"{settings.per_prompt} pictures a prompt; at least 1", where="--per-prompt")
-    folder, report = CandidateFolder(out), CandidateReport()
+    folder, report = CandidateFolder.to_fill(out), CandidateReport()
     files = [[read_adapter(use.path, KEY_MAPS) for use in variant] for variant in settings.variants]
     worn = [[(file, use.weight) for use, file in zip(variant, read, strict=True)] for variant, read in zip(settings.variants, files, strict=True)]
     texts = list(dict.fromkeys(text for prompt in prompts for text in (prompt.text, prompt.negative)))

@@ -140,3 +140,27 @@ def test_unknown_forms_and_empty_folders_are_named(tmp_path):
     colour_folder(tmp_path / "empty")
     with pytest.raises(DataError, match="no judgements"):
         export_judgements(tmp_path / "empty", tmp_path / "x", "native")
+
+
+@pytest.mark.parametrize("name", ["comparisons.jsonl", "candidates.jsonl", "pictures/out.jsonl", "rating_plan.json"])
+def test_an_export_never_takes_the_place_of_the_folders_own_files(rated, name):
+    """Written over comparisons.jsonl it made the folder unreadable, and took the skips and undone answers with it."""
+    before = {path: path.read_bytes() for path in rated.root.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match="belongs to the candidate folder"):
+        export_judgements(rated.root, rated.root / name, "native")
+    assert {path: path.read_bytes() for path in rated.root.rglob("*") if path.is_file()} == before
+
+
+def test_judgements_are_not_imported_among_somebodys_pictures(rated, tmp_path):
+    export_judgements(rated.root, tmp_path / "out.json", "hpd")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.png").write_bytes(b"a picture")
+    with pytest.raises(DataError, match="holds other files"):
+        import_judgements(tmp_path / "photos", tmp_path / "out.json", "hpd")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.png"]
+
+
+def test_an_export_onto_a_folder_names_the_folder(rated, tmp_path):
+    with pytest.raises(IsADirectoryError) as error:
+        export_judgements(rated.root, tmp_path, "hpd")
+    assert error.value.filename == str(tmp_path)

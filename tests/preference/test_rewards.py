@@ -62,6 +62,17 @@ def test_calibration_error_of_known_statements():
     assert calibration_error(np.array([20.0] * 5 + [-20.0] * 5)) == pytest.approx(0.5, abs=1e-6)
 
 
+def test_a_reward_is_written_under_the_name_that_is_reported(tmp_path):
+    """`--out judge.v2` was reported and judge.safetensors was written, over an earlier judge."""
+    folder = colour_folder(tmp_path / "folder", prompts=4, per_prompt=4)
+    rate_all_pairs(folder)
+    for name in ("judge.v2", "picture.png"):
+        with pytest.raises(BadInput, match="is a .safetensors file"):
+            train_reward(folder, PixelFeatures(), tmp_path / name)
+    assert train_reward(folder, PixelFeatures(), tmp_path / "judge").file == tmp_path / "judge.safetensors"
+    assert (tmp_path / "judge.safetensors").is_file()
+
+
 def test_the_whole_way_from_ratings_to_a_reward_file(tmp_path):
     folder = colour_folder(tmp_path, prompts=12, per_prompt=4)
     rate_all_pairs(folder, mistakes=0.1)

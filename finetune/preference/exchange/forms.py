@@ -30,7 +30,7 @@ def import_judgements(root: Path, path: Path, form: str, pictures: Path | None =
     pictures: where the file's picture paths begin; its own folder by default.
     """
     check_form(form)
-    folder = CandidateFolder(root)
+    folder = CandidateFolder.to_fill(root)
     if form == "native":
         return import_native(folder, path, pictures)
     entries = READERS[form](path)
@@ -42,6 +42,8 @@ def export_judgements(root: Path, path: Path, form: str) -> tuple[int, list[tupl
     """Write the standing judgements of a folder; (written, what does not fit the form). Repeats are not exported."""
     check_form(form)
     folder = CandidateFolder.existing(root)
+    if folder.owns(path):
+        raise BadInput("this file belongs to the candidate folder itself", where=str(path), fix="name another file")
     judgements = [judgement for judgement in folder.judgements() if not judgement.repeat]
     if not judgements:
         raise DataError("there are no judgements yet", where=str(root), fix="rate some pairs first: brushwork prefer rate")

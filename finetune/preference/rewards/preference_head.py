@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_tools.atomic_files import whole_file, write_text
+from data_tools.errors import BadInput
 from data_tools.images import open_image
 from data_tools.progress import Progress
 
@@ -70,9 +71,13 @@ def train_reward(folder: CandidateFolder, features: Features, out: Path, *, witn
     """Fit a head on a folder's comparisons and write `out` (.safetensors) with a .json beside it.
 
     A second head on other features (the witness; plain pixel statistics unless told otherwise) is fitted and stored too:
-    it is not optimised against, so that a policy which pleases only the first one is found out. Raises DataError where there are too few comparisons.
+    it is not optimised against, so that a policy which pleases only the first one is found out. Raises DataError where there are too few comparisons,
+    and BadInput for a name that no reward file has.
     """
     progress = progress or Progress()
+    out = out if out.suffix else out.with_suffix(".safetensors")
+    if out.suffix != ".safetensors":
+        raise BadInput("a reward is a .safetensors file", where=str(out), fix="name it so")
     judgements = folder.judgements()
     pairs = preference_pairs(judgements, ties=True)
     items = sorted({item for pair in pairs for item in (pair.better, pair.worse)})
@@ -160,7 +165,6 @@ def save_head(out: Path, head: Head, witness: Head, features: Features, witness_
     """Two files, the JSON last: it names the other by its hash, so that a half-written pair is noticed."""
     from safetensors.torch import save_file
 
-    out = out.with_suffix(".safetensors")
     tensors = {f"head.{name}": tensor for name, tensor in _tensors(head).items()} | {f"witness.{name}": tensor for name, tensor in _tensors(witness).items()}
     with whole_file(out) as temporary:
         save_file(tensors, temporary)
