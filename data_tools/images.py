@@ -48,7 +48,8 @@ BLANK_SPREAD = 2.0  # standard deviation in 8-bit steps under which a picture is
 class BadPicture(DataError):
     """A picture that cannot be used; `code` is the kind of reason."""
 
-    def __init__(self, what: str, code: str, *, where: str | None = None, fix: str | None = None):
+    # A worker process sends errors home by their `args`, which hold `what` alone; the rest follows.
+    def __init__(self, what: str, code: str = "unreadable", *, where: str | None = None, fix: str | None = None):
         super().__init__(what, where=where, fix=fix)
         self.code = code
 

@@ -71,8 +71,10 @@ def parse_seeds(given: Sequence[str]) -> list[int]:
         if not found:
             raise BadInput("not a seed", where=f"--seed {part}", fix="seeds are whole numbers: 7, 1,2,3 or 0-7")
         first, last = int(found[1]), int(found[2] or found[1])
-        if not first <= last < first + MOST_PICTURES:
+        if first > last:
             raise BadInput("not a range of seeds", where=f"--seed {part}", fix="write the smaller number first, for example 0-7")
+        if last - first >= MOST_PICTURES:
+            raise BadInput(f"these are {last - first + 1:,} seeds", where=f"--seed {part}", fix=f"at most {MOST_PICTURES:,} pictures are drawn at once")
         seeds.extend(range(first, last + 1))
     return list(dict.fromkeys(seeds))
 

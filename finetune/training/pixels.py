@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_tools.buckets import Placement
 from data_tools.errors import DataError
-from data_tools.images import apply_placement, decode, read_bytes, to_array
+from data_tools.images import BadPicture, apply_placement, decode, read_bytes, to_array
 from data_tools.records import shown_name
 
 
@@ -28,7 +28,10 @@ def load_mask(path: Path, placement: Placement, content_hash: str | None = None)
 
 
 def _fitted(path: Path, placement: Placement, background: str, content_hash: str | None) -> Image.Image:
-    content = read_bytes(path)
+    try:
+        content = read_bytes(path)
+    except BadPicture as gone:
+        raise DataError(f"cannot be read any more: {gone.what}", where=gone.where, fix="start again once the folder is left alone") from None
     if content_hash is not None and hashlib.sha256(content).hexdigest() != content_hash:
         raise DataError("the file was changed while the run prepared its pictures", where=shown_name(path), fix="start again once the folder is left alone")
     return apply_placement(decode(content, shown_name(path), background=background)[0], placement, background=background)

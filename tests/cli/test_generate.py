@@ -83,7 +83,7 @@ def test_an_adapter_of_another_model_is_refused(brushwork, tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    (["--seed", "x"], "not a seed"), (["--seed", "5-2"], "not a range of seeds"), (["--size", "big"], "not a size"), (["--adapter", "none.safetensors"], "no such adapter"),
+    (["--seed", "x"], "not a seed"), (["--seed", "5-2"], "not a range of seeds"), (["--seed", "0-99999"], "at most"), (["--size", "big"], "not a size"), (["--adapter", "none.safetensors"], "no such adapter"),
     (["--best-of", "4"], "go together"), (["--seed", "0-9", "--best-of", "4", "--reward", "x"], "counts its own seeds"), (["--best-of", "2", "--reward", "x"], "no such reward"), (["--size", "65"], "multiples of"),
 ])
 def test_what_cannot_be_drawn_is_refused(arguments, text, brushwork, tiny_base, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import struct
 
@@ -190,3 +191,8 @@ def test_a_small_picture_keeps_its_pixels_and_gets_a_border_of_the_background():
     result = to_array(apply_placement(image, place((10, 20), Bucket(16, 32)), background="#010203"))
     assert (result[3:13, 6:26] == to_array(image)).all()
     assert (result[:3] == (1, 2, 3)).all() and (result[:, :6] == (1, 2, 3)).all()
+
+
+def test_a_refusal_comes_whole_out_of_another_process():
+    sent = copy.copy(BadPicture("cut short", "truncated", where="a.png", fix="copy it again"))  # takes an exception apart as a worker process does
+    assert (sent.what, sent.code, sent.where, sent.fix) == ("cut short", "truncated", "a.png", "copy it again")

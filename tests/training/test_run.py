@@ -148,6 +148,22 @@ def test_a_picture_or_mask_that_changes_after_it_was_checked_is_not_kept_under_t
     assert len(kept) == (2 if name == "picture2.png" else 3)  # the pictures before it; never the changed file
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_gone_when_its_turn_comes_is_named(tiny_base, tmp_path, workers):
+    """Out of a worker process the error came home as that of a broken pool."""
+    folder = write_pictures(tmp_path / "data", 14)
+
+    class Removing(AtStep):
+        def act(self):
+            for number in range(8, 14):  # in no order of encoding: whichever was not read yet
+                (folder / f"picture{number}.png").unlink()
+
+    recipe = small_recipe(tiny_base, folder, training__steps=1, training__workers=workers)
+    with pytest.raises(DataError, match=r"cannot be read any more: No such file") as refusal:
+        train(recipe, tmp_path / "run", cache_folder=tmp_path / "cache", progress=Removing(1, "encoding pictures"))
+    assert "picture" in refusal.value.where and refusal.value.fix
+
+
 def test_one_single_picture_is_enough(tiny_base, tmp_path):
     folder = write_pictures(tmp_path / "data", 1)
     assert train(small_recipe(tiny_base, folder, training__steps=2), tmp_path / "run", cache_folder=tmp_path / "cache").verified.changed
