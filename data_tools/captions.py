@@ -16,6 +16,7 @@ from data_tools.caption_cleanup import clean_answer
 from data_tools.caption_prompts import CaptionPrompt
 from data_tools.captioners import Answer, Captioner, Request
 from data_tools.errors import DataError
+from data_tools.layouts.caption_files import clean_line, read_text
 from data_tools.layouts.caption_log import append_to_log, read_log
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, LeftOut, best_caption, shown_name
@@ -93,9 +94,21 @@ def _jobs(records: Sequence[ImageRecord], captioner: Captioner, prompt: CaptionP
         replaceable = overwrite == "all" or (overwrite == "model" and (known is None or known.source != "person"))
         if (known is not None and known.source != "folder_name" and not replaceable) or finished:
             report.kept.append(record.path)
+        elif (known is None or known.source == "folder_name") and overwrite != "all" and (reason := _unread(target)):
+            report.failed.append(LeftOut(record.path, reason, "no_caption"))
         else:
             jobs.append(_Job(record, target))
     return jobs, report
+
+
+def _unread(target: Path) -> str | None:
+    """Why a file that is to be written must stay: it holds words, of a person as far as one can tell, that could not be read."""
+    if not target.is_file() or not target.stat().st_size:
+        return None
+    try:
+        return f"{shown_name(target.name)} has words already that were not taken; look at it, or allow --overwrite all" if clean_line(read_text(target)) else None
+    except (DataError, OSError) as error:
+        return f"{shown_name(target.name)} has content that cannot be read ({getattr(error, 'what', None) or error.strerror}); mend it, or allow --overwrite all"
 
 
 def require_beside(records: Iterable[ImageRecord], *, overwriting: bool) -> None:

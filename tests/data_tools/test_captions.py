@@ -274,3 +274,18 @@ def test_an_address_that_is_none_is_refused_without_repeating_a_secret(url):
     with pytest.raises(BadInput) as caught:
         EndpointCaptioner(url, "m")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overwrite", ["never", "model"])
+@pytest.mark.parametrize("folder", [".", "10_dog"])
+def test_words_that_cannot_be_read_are_not_written_over(tmp_path, folder, overwrite):
+    """A person's caption in the encoding of an old computer looked like none, and was replaced."""
+    for name, content in (("a", b"a caf\xe9"), ("b", b"a\x00b"), ("c", b" \r\n"), ("d", b"")):
+        save(tmp_path / folder / f"red_{name}.png", seed=ord(name))
+        (tmp_path / folder / f"red_{name}.txt").write_bytes(content)
+    report = caption_pictures(records(tmp_path), captioner("file-name"), PROMPT, overwrite=overwrite)
+    assert sorted(path.name for path in report.written) == ["red_c.png", "red_d.png"]
+    assert [(left.path.name, "cannot be read" in left.reason) for left in report.failed] == [("red_a.png", True), ("red_b.png", True)]
+    assert (tmp_path / folder / "red_a.txt").read_bytes() == b"a caf\xe9"
+    caption_pictures(records(tmp_path), captioner("file-name"), PROMPT, overwrite="all")
+    assert (tmp_path / folder / "red_a.txt").read_bytes() == b"red a\n"
