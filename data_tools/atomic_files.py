@@ -45,6 +45,10 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, FILE_MODE)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == str(temporary):
+            error.filename = str(path)  # what the user knows of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)

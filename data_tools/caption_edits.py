@@ -134,18 +134,18 @@ def apply_edits(changes: Sequence[Change], folder: Path) -> Path:
     undo_folder = folder / LOG_FOLDER / UNDO_FOLDER
     undo_folder.mkdir(parents=True, exist_ok=True)
     record = undo_folder / f"{len(list(undo_folder.glob('*.json*'))) + 1:04d}.json"
-    entries = [{"file": str(change.path.relative_to(folder)), "before": change.before, "after": change.after} for change in changes]
+    entries = [{"file": str(change.path.relative_to(folder)), "before": change.before, "after": change.after, "content": read_text(change.path)} for change in changes]
     write_text(record, json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
     for change in changes:
-        _write(change.path, change.before, change.after)
+        _write(change.path, change.before, change.after, change.after + "\n")
     return record
 
 
-def _write(path: Path, before: str, after: str) -> None:
-    """A model's caption that is edited by rule stays a model's: the log follows."""
+def _write(path: Path, before: str, after: str, content: str) -> None:
+    """A model's caption that is edited by rule stays a model's: the log follows. content: of the file that says `after`."""
     if model_written_captions(path.parent).get(path.name, ("", ""))[0] == before:
         append_to_log(path.parent, {"file": path.name, "text": after, "by": "edit"})
-    write_text(path, after + "\n")
+    write_text(path, content)
 
 
 def undo(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -158,7 +158,8 @@ def undo(folder: Path) -> tuple[list[Path], list[Path]]:
     for entry in json.loads(records[-1].read_text(encoding="utf-8")):
         path = folder / entry["file"]
         if path.is_file() and clean_line(read_text(path)) == entry["after"]:
-            _write(path, entry["after"], entry["before"])
+            # An edit makes one line of a caption; taking it back gives the lines back too (records of earlier versions lack them).
+            _write(path, entry["after"], entry["before"], entry.get("content", entry["before"] + "\n"))
             restored.append(path)
         else:
             left.append(path)

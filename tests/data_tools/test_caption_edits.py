@@ -10,6 +10,7 @@ from data_tools import caption_edits as edits
 from data_tools.caption_cleanup import clean_answer, style_words
 from data_tools.errors import DataError
 from data_tools.scan import scan_folder
+from tests.data_tools.pictures import save
 
 ANSWERS = [
     ("Sure! Here is a caption: **A fox** on a bench.", "A fox on a bench.", ""),
@@ -83,3 +84,13 @@ def test_a_plan_changes_nothing_an_edit_does_and_undo_brings_it_back(folder):
 def test_a_broken_rule_is_refused(call):
     with pytest.raises(DataError):
         call()
+
+
+def test_what_is_taken_back_is_the_file_as_it_was(tmp_path):
+    """Lines that an edit had joined stayed joined."""
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one line\n  another line\n\n")
+    edits.apply_edits(edits.plan_edits(scan_folder(tmp_path, workers=1).records, [edits.append(", more")]), tmp_path)
+    assert (tmp_path / "a.txt").read_text() == "one line another line, more\n"
+    edits.undo(tmp_path)
+    assert (tmp_path / "a.txt").read_text() == "one line\n  another line\n\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 
 import pytest
 from PIL import Image
 
+from data_tools.atomic_files import whole_file
 from data_tools.caption_prompts import caption_prompt, thinking_prompt
 from data_tools.captioners import CAPTIONERS, Answer, captioner
 from data_tools.captioners.endpoint import EndpointCaptioner
@@ -289,3 +291,9 @@ def test_words_that_cannot_be_read_are_not_written_over(tmp_path, folder, overwr
     assert (tmp_path / folder / "red_a.txt").read_bytes() == b"a caf\xe9"
     caption_pictures(records(tmp_path), captioner("file-name"), PROMPT, overwrite="all")
     assert (tmp_path / folder / "red_a.txt").read_bytes() == b"red a\n"
+
+
+def test_a_write_that_fails_names_the_file_and_not_its_temporary_one(tmp_path):
+    with pytest.raises(OSError) as refused, whole_file(tmp_path / "x.txt") as temporary:
+        raise PermissionError(errno.EACCES, "Permission denied", str(temporary))
+    assert refused.value.filename == str(tmp_path / "x.txt")
