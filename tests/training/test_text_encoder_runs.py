@@ -132,6 +132,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(finished, pictures, tmp_path
     assert (again / "adapter" / FILE_NAME).read_bytes() == (run / "adapter" / FILE_NAME).read_bytes()
 
 
+def test_dropout_on_the_encoders_is_for_training_alone_and_resumes_to_the_same_bits(finished, pictures, tmp_path):
+    _, base, _, _ = finished
+    recipe = small_recipe(base, pictures, **SHORT, adapter__dropout=0.5, validation__share=0.3, validation__every=2, validation__levels=1, validation__keep_best=False)
+    run = tmp_path / "run"
+    assert train(recipe, run, cache_folder=base.parent / "cache").verified.changed
+    files = [run / "adapter" / FILE_NAME, run / "validation.jsonl"]
+    before = [path.read_bytes() for path in files]
+    for leftover in ("adapter", "checkpoints/step-000004"):
+        shutil.rmtree(run / leftover)
+    (run / "result.json").unlink()
+    torch.manual_seed(7)  # as a process of its own has another state of torch's generator
+    assert train(recipe, run, resume=True, cache_folder=base.parent / "cache").resumed_from == 2
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_pictures_are_drawn_with_the_encoders_as_trained(finished):
     _, folder, run, result = finished
     base, adapter = locate_base(str(folder)), LoadedAdapter(read_adapter(run, KEY_MAPS), run / "adapter")
