@@ -14,8 +14,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
-from finetune.adapters.attach import attach, set_weights
-from finetune.adapters.lycoris import in_one_form
+from finetune.adapters.attach import attach_together, check_strength, set_weights
 from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
 from finetune.offload import take_turns
@@ -122,14 +121,16 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
     """
     progress, device = progress or Progress(), best_device()
     dtype = best_dtype(device)
+    for weights in weight_sets:
+        for name, weight in weights.items():
+            check_strength(adapters[name].file.form, weight, str(adapters[name].path))
     tokens = _thinking_tokens(base, adapters)
     rewritten, encoded = _encode(base, adapters, weight_sets, requests, rewrite, dtype, device, progress)
     with progress.phase("loading the model"):
         pipeline = base.family.load(base.folder, frozenset({"transformer", "vae"}), dtype)
         if not offload:
             pipeline.to(device)
-    for name, file in zip(adapters, in_one_form([adapter.file for adapter in adapters.values()]), strict=True):
-        attach(pipeline.transformer, replace(file, text_encoders={}), name)
+    attach_together(pipeline.transformer, {name: (adapter.file, 1.0) for name, adapter in adapters.items()})
     if offload:
         take_turns(pipeline, device)
     negatives = {request.negative for request in requests}

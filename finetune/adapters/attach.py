@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile, peft_settings
-from finetune.adapters.forms import OFT
-from finetune.adapters.layers import adapter_layers, form_in, held, layers_of, names_in, strength, unit_scale
+from finetune.adapters.forms import OFT, Form, form_of
+from finetune.adapters.layers import adapter_layers, forms_in, held, layers_by_module, layers_of, names_in, strength, unit_scale
 from finetune.adapters.lora import adapter_names, inject, remove, weight_shapes
-from finetune.adapters.lycoris import as_lora
-from finetune.adapters.weight_change import weight_change
+from finetune.adapters.lycoris import as_lora, in_one_form
+from finetune.adapters.weight_change import turned, weight_change
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -88,16 +89,33 @@ def attach(model: nn.Module, adapter: AdapterFile, name: str, weight: float = 1.
 
 
 def _beside_others(model: nn.Module, adapter: AdapterFile) -> AdapterFile:
-    """The adapter as it can act beside those in the model, which all have one form: a LoHa or LoKr written out as LoRA
-    where LoRAs are there already. AdapterError where the two cannot meet."""
-    there = form_in(model)
-    if there is None or (there is adapter.form and there is not OFT):
+    """The adapter as it can act beside those in the model: of one form where they add to the weights, so that a LoHa or LoKr
+    is written out as LoRA where LoRAs are there already. AdapterError where the two cannot meet.
+
+    An OFT turns the inputs of the layers that it is put around. It goes around the base's own, before the others, which then
+    get the inputs that they were trained on; several of them turn one after the other."""
+    adding = next((form for form in forms_in(model).values() if form is not OFT), None)
+    if adding is None or adding is adapter.form:
         return adapter
-    if OFT in (there, adapter.form):
-        raise AdapterError("an OFT adapter turns the base's weights and takes no other adapter beside it", fix="bake one of them into the base first")
-    if there.name != "lora":
-        raise AdapterError(f"a {adapter.form.title} cannot join a {there.title} in one model", fix=f"attach the LoRA first: the {there.title} is then written out as one")
+    if adapter.form is OFT:
+        raise AdapterError(f"an OFT adapter would also turn what the {adding.title} in this model gets", fix="attach the OFT first")
+    if adding.name != "lora":
+        raise AdapterError(f"a {adapter.form.title} cannot join a {adding.title} in one model", fix=f"attach the LoRA first: the {adding.title} is then written out as one")
     return as_lora(adapter)
+
+
+def attach_together(model: nn.Module, adapters: Mapping[str, tuple[AdapterFile, float]]) -> None:
+    """Attach name -> (adapter, strength), of whatever forms, in the order and shape in which they can act together; what they
+    train of text encoders is left aside. AdapterError as `attach`."""
+    shaped = dict(zip(adapters, in_one_form([adapter for adapter, _ in adapters.values()]), strict=True))
+    for name in sorted(shaped, key=lambda name: shaped[name].form is not OFT):
+        attach(model, replace(shaped[name], text_encoders={}), name, adapters[name][1])
+
+
+def check_strength(form: Form, weight: float, where: str | None = None) -> None:
+    """AdapterError for an OFT at a strength that is neither 0 nor 1: half a turn is not half of anything that was trained."""
+    if form is OFT and weight not in (0.0, 1.0):
+        raise AdapterError(f"an OFT adapter at a weight of {weight:g}", where=where, fix="OFT acts whole or not at all: 1 or 0")
 
 
 def _check_weight(weight: float) -> None:
@@ -117,7 +135,7 @@ def weights(model: nn.Module) -> dict[str, float]:
 def set_weights(model: nn.Module, chosen: Mapping[str, float]) -> None:
     """Give the named adapters these strengths; adapters not named keep theirs. At 0 an adapter takes no part at all.
 
-    AdapterError for an OFT at a strength that is neither 0 nor 1: half a turn is not half of anything that was trained.
+    AdapterError for an OFT at a strength that is neither 0 nor 1, as `check_strength`.
     """
     unknown = sorted(set(chosen) - set(adapter_names(model)))
     if unknown:
@@ -125,8 +143,9 @@ def set_weights(model: nn.Module, chosen: Mapping[str, float]) -> None:
     for weight in chosen.values():
         _check_weight(weight)
     wanted = {**weights(model), **chosen}
-    if form_in(model) is OFT and set(wanted.values()) - {0.0, 1.0}:
-        raise AdapterError(f"an OFT adapter at a weight of {max(wanted.values(), key=lambda weight: abs(weight - 1)):g}", fix="OFT acts whole or not at all: 1 or 0")
+    forms = forms_in(model)
+    for name, weight in wanted.items():
+        check_strength(forms[name], weight)
     active = [name for name, weight in wanted.items() if weight != 0]
     for _, layer in adapter_layers(model):
         training = [parameter for name in names_in(layer) for parameter in held(layer, name).values() if parameter.requires_grad]
@@ -172,17 +191,17 @@ def bake(model: nn.Module, chosen: Mapping[str, float] | None = None) -> int:
     unknown = sorted(set(wanted) - set(adapter_names(model)))
     if unknown:
         raise AdapterError(f"the model carries no adapter called {unknown[0]!r}")
-    layers = adapter_layers(model)
-    for module, layer in layers:
-        base = layer.get_base_layer()
+    layers = layers_by_module(model)
+    for module, around in layers.items():
+        base = around[0].get_base_layer()
         if type(base).__name__ in QUANTISED_LAYERS or not base.weight.dtype.is_floating_point or base.weight.dtype.itemsize < 2:
             raise AdapterError(f"{module} is quantised: baking into it would lose the adapter in the rounding",
                                fix="load the base in bf16 or fp32, bake, and quantise the result")
-        baked_weight(module, layer, wanted)
+        baked_weight(module, around, wanted)
     with torch.no_grad():
-        for module, layer in layers:
-            weight = layer.get_base_layer().weight
-            baked = baked_weight(module, layer, wanted)
+        for module, around in layers.items():
+            weight = around[0].get_base_layer().weight
+            baked = baked_weight(module, around, wanted)
             if weight.device.type == "cpu" and not weight.is_pinned():
                 # New memory: the old may be pages of a mapped file, which are let go after use and come back as the file has them.
                 weight.data = baked
@@ -192,17 +211,21 @@ def bake(model: nn.Module, chosen: Mapping[str, float] | None = None) -> int:
     return len(layers)
 
 
-def baked_weight(module: str, layer: Any, wanted: Mapping[str, float]) -> Tensor:
-    """The weight of a layer with the wanted adapters (name -> strength) in it, in the weight's own dtype. AdapterError when it
-    is not finite."""
+def baked_weight(module: str, around: Sequence[Any], wanted: Mapping[str, float]) -> Tensor:
+    """The weight inside the peft layers `around` it with the wanted adapters (name -> strength) in it, in the weight's own dtype.
+    AdapterError when it is not finite."""
     import torch
 
-    weight = layer.get_base_layer().weight.detach()
+    weight = around[0].get_base_layer().weight.detach()
     result = weight.float()
-    for name, wanted_strength in wanted.items():
-        if name in names_in(layer) and wanted_strength != 0:
-            parts = {suffix: parameter.detach().to(weight.device) for suffix, parameter in held(layer, name).items()}
-            result = result + weight_change(parts, weight, wanted_strength * unit_scale(layer, name))
+    carrying = {name: layer for layer in around for name in names_in(layer) if wanted.get(name)}
+    parts = {name: {suffix: parameter.detach().to(weight.device) for suffix, parameter in held(layer, name).items()} for name, layer in carrying.items()}
+    turning = [name for name, tensors in parts.items() if form_of(tensors) is OFT]
+    for name in reversed(turning):  # inputs meet the first one first, weights the last
+        result = turned(result, parts[name][OFT.zero])
+    for name in wanted:
+        if name in parts and name not in turning:
+            result = result + weight_change(parts[name], weight, wanted[name] * unit_scale(carrying[name], name))
     result = result.to(weight.dtype)
     if not torch.isfinite(result).all():
         raise AdapterError(f"{module}: base and adapter together are not finite in {weight.dtype}")

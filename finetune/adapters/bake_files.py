@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.progress import Progress
 from finetune.adapters.arithmetic import Weighted
-from finetune.adapters.attach import check_fit
+from finetune.adapters.attach import check_fit, check_strength
 from finetune.adapters.base_weights import BaseWeights
 from finetune.adapters.forms import OFT
 from finetune.adapters.tensor_files import TensorFile, write_tensors
@@ -76,9 +76,11 @@ def _parts_for(slot: str, weights: BaseWeights, adapters: Sequence[Weighted], is
 
 
 def _check_turning(adapters: Sequence[Weighted]) -> None:
-    for part in adapters:
-        if part.adapter.form is OFT and (len(adapters) > 1 or part.weight != 1):
-            raise AdapterError("an OFT adapter turns the base's weights: it is baked alone and at a weight of 1", fix="bake one after the other")
+    turning = [part for part in adapters if part.adapter.form is OFT]
+    if len(turning) > 1:
+        raise AdapterError(f"{len(turning)} OFT adapters, whose turns do not add up", fix="bake one after the other")
+    for part in turning:
+        check_strength(part.adapter.form, part.weight)
 
 
 def _check_room(base: Path, out: Path) -> None:

@@ -14,11 +14,27 @@ if TYPE_CHECKING:
 _CONTAINERS = {suffix: suffix[1:].removesuffix(".weight") for form in FORMS for suffix in form.suffixes}
 
 
+def base_name(name: str) -> str:
+    """The model's own name of a layer, whatever is around it: peft puts layers of different forms around each other."""
+    while name.endswith(".base_layer"):
+        name = name.removesuffix(".base_layer")
+    return name
+
+
 def adapter_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """(module name, peft layer) of every layer that carries an adapter, in the model's order."""
+    """(module name, peft layer) of every layer that carries an adapter, in the model's order; of layers around the same
+    module the outer one first."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [(base_name(name), module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def layers_by_module(model: nn.Module) -> dict[str, list[Any]]:
+    """Module name -> the peft layers around it, the outer one first."""
+    found: dict[str, list[Any]] = {}
+    for module, layer in adapter_layers(model):
+        found.setdefault(module, []).append(layer)
+    return found
 
 
 def layers_of(model: nn.Module, name: str) -> list[tuple[str, Any]]:
@@ -44,10 +60,9 @@ def held(layer: Any, name: str) -> dict[str, nn.Parameter]:
     return found
 
 
-def form_in(model: nn.Module) -> Form | None:
-    """The form of the adapters that a model carries, None where there are none. A model carries one form at a time."""
-    layers = adapter_layers(model)
-    return form_of(held(layers[0][1], names_in(layers[0][1])[0])) if layers else None
+def forms_in(model: nn.Module) -> dict[str, Form]:
+    """Name -> form of every adapter that a model carries."""
+    return {name: form_of(held(layer, name)) for _, layer in adapter_layers(model) for name in names_in(layer)}
 
 
 def unit_scale(layer: Any, name: str) -> float:

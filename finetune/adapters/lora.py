@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.absent_libraries import absent
 from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LORA, Form, form_of, peft_config
-from finetune.adapters.layers import adapter_layers, held, layers_of, names_in, unit_scale
+from finetune.adapters.layers import adapter_layers, base_name, held, layers_of, names_in, unit_scale
 from finetune.errors import AdapterError
 from finetune.randomness import generator
 
@@ -50,9 +50,9 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".lora_" not in name:
-            shapes[name.removesuffix(".base_layer")] = (module.out_features, module.in_features)
+            shapes[base_name(name)] = (module.out_features, module.in_features)
         elif isinstance(module, nn.Conv2d) and ".lora_" not in name:
-            shapes[name.removesuffix(".base_layer")] = tuple(module.weight.shape)
+            shapes[base_name(name)] = tuple(module.weight.shape)
     return shapes
 
 
@@ -223,10 +223,11 @@ def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> 
 
 def remove(model: nn.Module, name: str | None = None) -> None:
     """Take the adapter `name` off, or all of them; after the last one every layer is the original object again."""
-    for module, layer in adapter_layers(model):
+    around = {id(child): (parent, key) for parent in model.modules() for key, child in parent.named_children()}
+    for _, layer in reversed(adapter_layers(model)):
         if name is None or set(names_in(layer)) <= {name}:
-            parent, _, child = module.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+            parent, key = around[id(layer)]
+            setattr(parent, key, layer.base_layer)
         elif name in names_in(layer):
             layer.set_adapter([other for other in layer.active_adapters if other != name], inference_mode=True)
             layer.delete_adapter(name)

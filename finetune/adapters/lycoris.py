@@ -37,8 +37,8 @@ def as_lora(adapter: AdapterFile) -> AdapterFile:
 
 def in_one_form(adapters: Sequence[AdapterFile]) -> list[AdapterFile]:
     """Adapters as they can act together in one model: as they are where all have one form, else LoHas and LoKrs written out as
-    LoRA. An OFT, which acts alone, stays what it is."""
-    if len({adapter.form for adapter in adapters}) < 2:
+    LoRA. An OFT, which lies under the others, stays what it is and does not count."""
+    if len({adapter.form for adapter in adapters} - {OFT}) < 2:
         return list(adapters)
     return [adapter if adapter.form is OFT else as_lora(adapter) for adapter in adapters]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.attach import attach, baked_weight, bypassed, detach, set_weights, weights
 from finetune.adapters.forms import OFT
-from finetune.adapters.layers import adapter_layers, form_in
+from finetune.adapters.layers import adapter_layers, forms_in, layers_by_module
 from finetune.adapters.lent_weights import lent_weights
 from finetune.adapters.lora import adapter_names
 from finetune.errors import VerifyError
@@ -137,7 +137,7 @@ def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base:
     if change <= NOISE[_dtype_of(model)]:
         raise VerifyError(f"the adapter has no effect (the output changes by {change:.1e})", where=where,
                           fix="it was saved before its first step, or acts on layers that this model does not use")
-    if form_in(model) is not OFT:
+    if forms_in(model)[NAME] is not OFT:
         set_weights(model, {NAME: 2.0})
         if _output(run, model).equal(full):
             raise VerifyError("strength 2 gives the same output as strength 1", where=where)
@@ -154,8 +154,8 @@ def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base:
 def _bake_error(model: nn.Module, run: Callable[[nn.Module], Tensor], where: str, seen: Callable[[Tensor], None]) -> float | None:
     """Relative output difference of baking against attaching; each layer is baked for the time of its own product, so that
     nothing of the base is copied or written to. None for a quantised base, which is never baked into."""
-    layers = adapter_layers(model)
-    bases = [layer.get_base_layer() for _, layer in layers]
+    layers = list(layers_by_module(model).items())
+    bases = [around[0].get_base_layer() for _, around in layers]
     if not all(base.weight.dtype.is_floating_point and base.weight.dtype.itemsize >= 2 for base in bases):
         return None
     dtype, attached, wanted = _dtype_of(model), _output(run, model), weights(model)

@@ -52,9 +52,8 @@ def _label(path: Path) -> str:
 
 
 def _name(label: str, taken: Sequence[str]) -> str:
-    # The library that attaches takes names of a-z, 0-9, _ and - that begin with a letter.
-    plain = re.sub(r"[^a-z0-9_-]", "_", label.lower())[:40]
-    plain = plain if re.match(r"[a-z].{2,}", plain) else f"adapter_{plain}"
+    # The library that attaches takes names of a-z, 0-9, _ and - that begin with a letter and are none of its own, such as "lora".
+    plain = "adapter_" + re.sub(r"[^a-z0-9_-]", "_", label.lower())[:40]
     return next(name for name in itertools.chain([plain], (f"{plain}_{number}" for number in itertools.count(2))) if name not in taken)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ from data_tools.images import open_image
 from data_tools.progress import Progress
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
-from finetune.adapters.attach import attach, detach
-from finetune.adapters.lycoris import in_one_form
+from finetune.adapters.attach import attach_together, detach
 from finetune.adapters.strict_reading import locate
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
@@ -214,8 +213,7 @@ def _attach(loaded: LoadedBase, variant: tuple[AdapterUse, ...], files: Sequence
     found = [tokens for use, file in zip(variant, files, strict=True) if (tokens := tokens_of(file, use.path, loaded.family.facts.text_stream)) is not None]
     if len(found) > 1:
         raise AdapterError("several adapters of one variant have thinking tokens, which cannot be used together", where="--adapter", fix="join adapters of which at most one has some")
-    for number, (use, file) in enumerate(zip(variant, in_one_form(files), strict=True)):
-        attach(loaded.transformer, replace(file, text_encoders={}), f"variant{number}", use.weight)
+    attach_together(loaded.transformer, {f"variant{number}": (file, use.weight) for number, (use, file) in enumerate(zip(variant, files, strict=True))})
     return found[0] if found else None
 
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from finetune.adapters.adapter_file import PEFT_CONFIG, AdapterFile, read_adapter, usual_name, write_adapter
 from finetune.adapters.arithmetic import Weighted, compare, merge, rescale
-from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights, weights
+from finetune.adapters.attach import attach, attach_together, bake, bypassed, detach, set_weights, weights
 from finetune.adapters.bake_files import baked_tensor
 from finetune.adapters.exporting import export
 from finetune.adapters.forms import PEFT_PREFIX
@@ -21,6 +21,7 @@ from finetune.adapters.kinds import KINDS, AdapterSize, inject_adapter, paramete
 from finetune.adapters.lora import collect_lora, lora_parameters, remove, weight_shapes
 from finetune.adapters.lycoris import as_lora, in_one_form
 from finetune.adapters.verify import fingerprints, verify_adapter
+from finetune.adapters.weight_change import weight_change
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
 from tests.adapters.small_model import ATTENTION, forward, run, tiny_transformer
@@ -268,12 +269,49 @@ def test_adapters_of_several_forms_act_together_as_the_sum_of_their_changes(resu
     assert in_one_form([results["loha"][1], results["oft"][1]])[1] is results["oft"][1] and in_one_form([results["loha"][1]])[0] is results["loha"][1]
 
 
-def test_an_oft_stands_alone_and_acts_whole(results):
+@pytest.mark.parametrize("others", [("lora",), ("loha",), ("lokr", "lora"), ("oft",)])
+def test_an_oft_lies_under_other_adapters_which_act_as_they_do_alone(results, others):
+    """What acts in the model is what is baked into it; what is off takes no part; the model comes back untouched."""
+    model, plain = tiny_transformer(), run(tiny_transformer())
+    names = {f"other{number}": (results[kind][1], 1.0) for number, kind in enumerate(others)}
+    before = fingerprints(model)
+    attach_together(model, {**names, "turn": (results["oft"][1], 1.0)})
+    assert weights(model) == {"turn": 1.0} | dict.fromkeys(names, 1.0)
+    together = run(model)
+    for name, alone in {"turn": "oft", **dict(zip(names, others, strict=True))}.items():
+        set_weights(model, dict.fromkeys(weights(model), 0.0) | {name: 1.0})
+        assert_close(run(model), results[alone][2], atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(run(model), together, atol=1e-3)
+    set_weights(model, dict.fromkeys(weights(model), 0.0))
+    assert run(model).equal(plain)
+    set_weights(model, dict.fromkeys(weights(model), 1.0))
+    with bypassed(model):
+        assert run(model).equal(plain)
+    detach(model, "turn")
+    assert not torch.allclose(run(model), together, atol=1e-3) and list(weights(model)) == list(names)
+    detach(model)
+    assert fingerprints(model) == before and run(model).equal(plain)
+    attach_together(model, {**names, "turn": (results["oft"][1], 1.0)})
+    bake(model)
+    assert_close(run(model), together, atol=2e-5, rtol=1e-4)
+
+
+def test_an_oft_under_a_lora_changes_each_weight_by_the_sum_of_both_changes(results):
+    model, oft, lora = tiny_transformer(), results["oft"][1], results["lora"][1]
+    weight = model.get_submodule(FIRST).weight.clone()
+    attach_together(model, {"style": (lora, 0.5), "turn": (oft, 1.0)})
+    bake(model)
+    assert_close(model.get_submodule(FIRST).weight, weight + weight_change(oft.parts(FIRST), weight) + weight_change(lora.parts(FIRST), weight, 0.5), atol=1e-5, rtol=1e-4)
+
+
+def test_an_oft_comes_first_and_acts_whole(results):
     model = tiny_transformer()
+    attach(model, results["lora"][1], "first")
+    with pytest.raises(AdapterError, match="also turn what the LoRA") as caught:
+        attach(model, results["oft"][1], "turn")
+    assert "attach the OFT first" in caught.value.fix and list(weights(model)) == ["first"]
+    detach(model)
     attach(model, results["oft"][1], "turn")
-    for refused in (lambda: attach(model, results["lora"][1], "more"), lambda: attach(model, results["oft"][1], "more")):
-        with pytest.raises(AdapterError, match="no other adapter beside it"):
-            refused()
     with pytest.raises(AdapterError, match="weight of 0.5"):
         set_weights(model, {"turn": 0.5})
     with pytest.raises(AdapterError, match="blocks of 5 do not divide"):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.arithmetic import Weighted
-from finetune.adapters.attach import attach
+from finetune.adapters.attach import attach, attach_together
 from finetune.adapters.bake_files import bake_pipeline
 from finetune.adapters.base_weights import BaseWeights
 from finetune.adapters.extraction import extract
@@ -52,6 +52,18 @@ def test_a_baked_folder_opens_in_stock_diffusers_and_does_what_the_adapters_did(
     pipeline = HunyuanDiTPipeline.from_pretrained(tmp_path / "baked", safety_checker=None, requires_safety_checker=False)
     torch.testing.assert_close(run(pipeline.transformer.eval()), run(model), atol=1e-5, rtol=1e-5)
     assert sorted(path.name for path in (tmp_path / "baked" / "transformer").iterdir()) == sorted(path.name for path in (base / "transformer").iterdir())
+
+
+def test_an_oft_is_baked_with_others_as_it_acts_under_them(base, tmp_path):
+    tensors = {f"blocks.{number}.attn1.to_q.oft_R.weight": torch.randn(8, 6, generator=torch.Generator().manual_seed(number)) * 0.2 for number in range(2)}
+    lora, oft = trained_adapter(), AdapterFile(tensors)
+    assert bake_pipeline(base, tmp_path / "baked", [Weighted(lora, 0.7), Weighted(oft, 1.0)]) == 32
+    model = tiny_transformer()
+    attach_together(model, {"style": (lora, 0.7), "turn": (oft, 1.0)})
+    torch.testing.assert_close(run(opened(tmp_path / "baked")), run(model), atol=1e-5, rtol=1e-5)
+    for refused, said in (([Weighted(oft, 1.0), Weighted(oft, 1.0)], "do not add up"), ([Weighted(lora, 1.0), Weighted(oft, 0.5)], "weight of 0.5")):
+        with pytest.raises(AdapterError, match=said):
+            bake_pipeline(base, tmp_path / "refused", refused)
 
 
 def test_other_weights_are_copied_bit_for_bit(base, tmp_path):

@@ -82,6 +82,36 @@ def test_an_adapter_of_another_model_is_refused(brushwork, tiny_base, tmp_path):
     assert said.code == 2 and "not layers of this model" in said.err and not list(tmp_path.glob("*.png"))
 
 
+def saved_oft(folder: Path) -> Path:
+    """An OFT for the tiny base in PEFT's folder, far enough from the base to be seen."""
+    generator = torch.Generator().manual_seed(1)
+    modules = ("blocks.0.attn1.to_q", "blocks.1.attn1.to_out.0")
+    oft = AdapterFile({f"{module}.oft_R.weight": torch.randn(8, 6, generator=generator) * 0.3 for module in modules})
+    folder.mkdir(parents=True)
+    write_adapter(folder / "adapter_model.safetensors", oft.with_provenance(base_model="unused"))
+    return folder
+
+
+def test_an_oft_draws_beside_another_adapter_in_every_combination(brushwork, tiny_base, adapter, tmp_path):
+    lora, oft = tmp_path / "lora.safetensors", saved_oft(tmp_path / "oft")
+    lora.write_bytes(adapter.read_bytes())
+    given = ("--base", tiny_base, "-p", "sks, a cat", "--json", *QUICK)
+    said = brushwork("generate", "-a", f"{lora}:0,1", "-a", f"{oft}:0,1", "--out", tmp_path / "pictures", *given)
+    assert said.code == 0, said.err
+    drawn = {tuple(each["weight"] for each in picture["adapters"]): Image.open(picture["path"]).tobytes() for picture in said.data["pictures"]}
+    assert len(set(drawn.values())) == 4
+    for weights, alone in {(0, 0): [], (1, 0): ["-a", str(lora)], (0, 1): ["-a", str(oft)]}.items():
+        picture = brushwork("generate", *alone, "--out", tmp_path / "alone", *given).data["pictures"][0]
+        assert Image.open(picture["path"]).tobytes() == drawn[weights]
+
+
+def test_an_oft_at_half_strength_is_refused_by_its_name_before_anything_is_drawn(brushwork, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "draw", lambda *_, **__: pytest.fail("it drew"))
+    oft = saved_oft(tmp_path / "turning")
+    said = brushwork("generate", "--base", tiny_base, "-a", f"{oft}:0,1,0.5", "-p", "a cat", "--out", tmp_path / "pictures", *QUICK)
+    assert said.code == 2 and str(oft) in said.err and "weight of 0.5" in said.err and "1 or 0" in said.err
+
+
 @pytest.mark.parametrize(("arguments", "text"), [
     (["--seed", "x"], "not a seed"), (["--seed", "5-2"], "not a range of seeds"), (["--seed", "0-99999"], "at most"), (["--size", "big"], "not a size"), (["--adapter", "none.safetensors"], "no such adapter"),
     (["--best-of", "4"], "go together"), (["--seed", "0-9", "--best-of", "4", "--reward", "x"], "counts its own seeds"), (["--best-of", "2", "--reward", "x"], "no such reward"), (["--size", "65"], "multiples of"),
