@@ -73,9 +73,9 @@ def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress) -> Fou
     """Scan every folder. Raises DataError when one of them has no usable picture.
 
     A picture that lies in two of them belongs to the one that is named last: that is how a folder inside the main one
-    is given a weight of its own.
+    is given a weight of its own. It keeps the repeats that the scan of the main one read off its name (10_dog).
     """
-    found, by_source = FoundPictures(), []
+    found, by_source, named_repeats = FoundPictures(), [], {}
     for source in sources_of(recipe, drawn):
         report = scan_folder(source.folder, progress=progress)
         _require_usable(report, source.folder)
@@ -83,7 +83,7 @@ def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress) -> Fou
         said = report.warnings + [f"{shown_name(record.path)}: {text}" for record in report.records for text in record.warnings]
         found.warnings += [text for text in said if text not in found.warnings]
         found.left_out += [left for left in report.left_out if left.path not in {known.path for known in found.left_out}]
-        by_source.append(list(_counted(source, report, recipe)))
+        by_source.append(list(_counted(source, report, recipe, named_repeats)))
     for number, pictures in enumerate(by_source):
         later = {picture.record.path.resolve() for others in by_source[number + 1:] for picture in others}
         found.pictures += [picture for picture in pictures if not later or picture.record.path.resolve() not in later]
@@ -101,11 +101,14 @@ def _require_usable(report: ScanReport, folder: Path) -> None:
                         fix="put pictures (PNG, JPEG, WebP, AVIF ...) into it")
 
 
-def _counted(source: Source, report: ScanReport, recipe: Recipe) -> Iterator[SourcePicture]:
+def _counted(source: Source, report: ScanReport, recipe: Recipe, named_repeats: dict[Path, int]) -> Iterator[SourcePicture]:
+    """named_repeats: path -> the most that a scan has read of its picture so far; written to."""
     for record in report.records:
+        path = record.path.resolve()
+        named_repeats[path] = max(record.repeats, named_repeats.get(path, 1))
         regularisation = source.regularisation or record.split == "regularisation"
         weight = recipe.data.regularisation_weight if regularisation else source.weight
-        yield SourcePicture(record, source.folder, record.repeats * source.repeats, weight, regularisation)
+        yield SourcePicture(record, source.folder, named_repeats[path] * source.repeats, weight, regularisation)
 
 
 def folder_rows(pictures: Sequence[SourcePicture]) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,13 @@ def test_a_folder_inside_another_has_the_weight_that_is_named_for_it_and_is_not_
     assert counted(found) == {"main/picture0.png": (1, 1.0, False), "main/picture1.png": (1, 1.0, False), "details/picture0.png": (1, 2.0, False)}
 
 
+def test_a_kohya_folder_inside_another_keeps_its_repeats_when_it_is_given_a_weight(tmp_path):
+    write_pictures(tmp_path / "main" / "1_dog", 1)
+    inner = write_pictures(tmp_path / "main" / "10_cat", 1)
+    found = set_of(tmp_path / "main", data__also=[{"folder": str(inner), "weight": 0.5, "repeats": 2}])
+    assert counted(found) == {"1_dog/picture0.png": (1, 1.0, False), "10_cat/picture0.png": (20, 0.5, False)}
+
+
 def test_regularisation_pictures_come_last_without_the_trigger_and_with_their_weight(tmp_path):
     main, others = write_pictures(tmp_path / "main", 1), write_pictures(tmp_path / "others", 2)
     found = set_of(main, data__regularisation_folder=str(others), data__regularisation_weight=0.25)
