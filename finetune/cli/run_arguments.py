@@ -49,6 +49,8 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
         _check_folder(folder)
     if folder.is_dir() and (folder / "recipe.toml").is_file():
         return Wanted(load_recipe(folder / "recipe.toml", overrides), run=folder)
+    if folder.is_dir() and os.listdir(folder) == ["lock"]:
+        raise BadInput("a run was stopped here before it began, and nothing of it is kept", where=target, fix=f"start it again as it was started, with --out {target}")
     if not folder.is_dir():
         if recipe is not None:
             raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")

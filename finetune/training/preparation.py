@@ -108,8 +108,11 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         if sharding is not None:
             raise BadInput("a base that is divided over processes draws no regularisation pictures", where="data.regularisation_prompt",
                            fix="let one process draw them in a run of its own, and name its folder `regularisation` as data.regularisation_folder")
-        if accelerator.is_main_process and run.exists and resume:
-            check_continuation(run, recipe, None, accepted)
+        if accelerator.is_main_process:
+            if run.exists and resume:
+                check_continuation(run, recipe, None, accepted)
+            else:
+                write_text(run.recipe, dump_recipe(recipe))  # drawing may take an hour, and is gone on with by the run's folder too
         drawn = run.regularisation
         with accelerator.main_process_first():
             draw_regularisation(recipe, base, drawn, hold, base_dtype.dtype, cache, accelerator.device, progress)

@@ -9,6 +9,7 @@ import pytest
 from finetune.cli.run_arguments import run_folder, wanted_recipe
 from finetune.errors import BadInput, DataError, RecipeError
 from finetune.recipe import dump_recipe, load_recipe
+from finetune.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -53,6 +54,15 @@ def test_a_run_folder_goes_on_in_itself(photos, tmp_path):
     assert run_folder(wanted, None, True) == run
     with pytest.raises(BadInput, match="run already"):
         run_folder(wanted, None, False)
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_is_started_again(photos, tmp_path):
+    folder = RunFolder(tmp_path / "killed")
+    folder.claim()
+    folder.release()
+    with pytest.raises(BadInput, match="before it began") as refusal:
+        wanted_recipe(str(folder.path), None, None, None, None)
+    assert f"--out {folder.path}" in refusal.value.fix
 
 
 def test_run_folders_are_never_taken_twice(photos, tmp_path, monkeypatch):

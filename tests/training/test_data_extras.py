@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from data_tools.progress import Progress
+from finetune.cli.run_arguments import wanted_recipe
 from finetune.errors import BadInput
 from finetune.families.base_models import locate_base
 from finetune.objectives import LossWeighting
@@ -19,7 +20,7 @@ from finetune.training.held_out_loss import fixed_positions
 from finetune.training.masks import place_weights
 from finetune.training.run import train
 from finetune.training.training_set import build_training_set
-from tests.training.small_job import small_recipe, write_pictures
+from tests.training.small_job import Crash, CrashingProgress, small_recipe, write_pictures
 
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 
@@ -69,6 +70,16 @@ def test_a_run_that_was_killed_ends_bit_identical(extras, unbroken, encodings_fo
     assert (run / ADAPTER).read_bytes() == (unbroken / ADAPTER).read_bytes()
     assert (run / "validation.jsonl").read_bytes() == (unbroken / "validation.jsonl").read_bytes()
     assert [(path.name, path.read_bytes()) for path in sorted((run / "regularisation").iterdir())] == [(path.name, path.read_bytes()) for path in sorted((unbroken / "regularisation").iterdir())]
+
+
+def test_a_run_that_was_killed_while_drawing_regularisation_pictures_goes_on_by_its_folder(extras, unbroken, encodings_folder, tmp_path):
+    with pytest.raises(Crash):
+        train(extras, tmp_path / "run", progress=CrashingProgress(2, "drawing regularisation pictures"), cache_folder=encodings_folder)
+    assert len(list((tmp_path / "run" / "regularisation").glob("*.png"))) == 2
+    goes_on = wanted_recipe(str(tmp_path / "run"), None, None, None, None)
+    assert goes_on.recipe == extras and goes_on.run == tmp_path / "run"
+    train(goes_on.recipe, goes_on.run, resume=True, cache_folder=encodings_folder)
+    assert (tmp_path / "run" / ADAPTER).read_bytes() == (unbroken / ADAPTER).read_bytes()
 
 
 def test_the_run_says_what_was_trained_and_what_was_only_kept(unbroken):
