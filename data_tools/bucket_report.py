@@ -63,16 +63,17 @@ def lost_share(placement: Placement, record: ImageRecord) -> float:
 
 
 def report_buckets(
-    records: Sequence[ImageRecord], *, resolution: int, multiple: int, most: int, upscale: bool = False, fit: str = "crop", batch_size: int = 1
+    records: Sequence[ImageRecord], *, resolution: int, multiple: int, most: int, upscale: bool = False, fit: str = "crop", batch_size: int = 1,
+    longest: int | None = None
 ) -> BucketReport:
     """Choose buckets for these pictures and account for every one of them.
 
-    resolution, multiple: of the model family, pixels.  most: buckets at most; with a batch size B also at most pictures / 2B
+    resolution, multiple: of the model family, pixels.  longest: side that no bucket may exceed.  most: buckets at most; with a batch size B also at most pictures / 2B
     (but three), because a bucket with fewer pictures than a batch gives small batches. No picture is ever dropped for that.
     """
     sizes = [record.size for record in records]
     room = max(3, len(records) // (2 * batch_size)) if batch_size > 1 else most
-    buckets, optimal = choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=min(most, room), upscale=upscale)
+    buckets, optimal = choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=min(most, room), upscale=upscale, longest=longest)
     placements = [assign(size, buckets, upscale=upscale, fit=fit) for size in sizes]
     rows = []
     for bucket in sorted({p.bucket for p in placements}, key=lambda b: b.width / b.height):

@@ -111,9 +111,10 @@ def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, ups
     return np.where(too_small, 2.0 - rows * columns / bucket.prod(1)[None, :], cost)
 
 
-def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = ()) -> list[Bucket]:
+def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = (), longest: int | None = None) -> list[Bucket]:
     """Every size with sides in `multiple` and about resolution x resolution pixels, ratio at most 4.
 
+    longest: side that no size may exceed, at least `resolution`; None for none.
     small: sizes of pictures that must not be enlarged; for them also what each fills itself, and levels of half the area each.
     """
     if resolution < multiple:
@@ -121,7 +122,7 @@ def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = ()) ->
     budget = resolution * resolution
     found = set(_level(budget, multiple))
     if not small:
-        return sorted(found)
+        return _within(found, longest)
     area, least = budget // 2, max(multiple * multiple, min(h * w for h, w in small) // 2)
     while area >= least:
         found.update(_level(area, multiple))
@@ -130,7 +131,11 @@ def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = ()) ->
         own = Bucket(max(1, height // multiple) * multiple, max(1, width // multiple) * multiple)
         if own.height * own.width <= budget and max(own.height, own.width) <= LARGEST_RATIO * min(own.height, own.width):
             found.add(own)
-    return sorted(found | {Bucket(multiple, multiple)})
+    return _within(found | {Bucket(multiple, multiple)}, longest)
+
+
+def _within(found: set[Bucket], longest: int | None) -> list[Bucket]:
+    return sorted(bucket for bucket in found if longest is None or max(bucket.height, bucket.width) <= longest)
 
 
 def _level(area: int, multiple: int) -> list[Bucket]:
@@ -144,16 +149,17 @@ def _level(area: int, multiple: int) -> list[Bucket]:
     return sorted(found | {Bucket(square, square)})
 
 
-def choose_buckets(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False) -> list[Bucket]:
+def choose_buckets(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False, longest: int | None = None) -> list[Bucket]:
     """The at most `most` buckets that together lose the fewest pixels of pictures of these (height, width) sizes.
 
-    resolution: side of the square whose area is the budget, pixels.  multiple: what every side must divide by.
+    resolution: side of the square whose area is the budget, pixels.  multiple: what every side must divide by.  longest: as in `candidates`.
     Exact when every picture covers its bucket (always with `upscale`); else see `choose_with_bound`.
     """
-    return choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=most, upscale=upscale)[0]
+    return choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=most, upscale=upscale, longest=longest)[0]
 
 
-def choose_with_bound(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False) -> tuple[list[Bucket], bool]:
+def choose_with_bound(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False,
+                      longest: int | None = None) -> tuple[list[Bucket], bool]:
     """`choose_buckets`, and whether the result is proven to be the optimum over the candidates.
 
     The line's optimum ignores that small pictures must not be enlarged. Where it enlarges none, nothing can be better;
@@ -162,13 +168,13 @@ def choose_with_bound(sizes: Sequence[Size], *, resolution: int, multiple: int, 
     if most < 1 or not len(sizes):
         raise ValueError("choosing buckets needs at least one picture and room for one bucket")
     counted = Counter((int(h), int(w)) for h, w in sizes)
-    full = candidates(resolution, multiple)
+    full = candidates(resolution, multiple, longest=longest)
     on_line = _best_on_line(counted, full, most)
     budget = max(b.height * b.width for b in full)
     distinct, weights = _rounded(counted)
     if upscale or losses(distinct, on_line, budget=budget, upscale=False).min(1).max() < 1.0:
         return on_line, True
-    every = candidates(resolution, multiple, small=_most_frequent(counted, MOST_OWN_SIZES))
+    every = candidates(resolution, multiple, small=_most_frequent(counted, MOST_OWN_SIZES), longest=longest)
     return _swap_search(distinct, weights, every, on_line, budget, most), False
 
 

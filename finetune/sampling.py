@@ -21,6 +21,7 @@ from data_tools.progress import Progress
 from finetune import randomness
 from finetune.errors import BadInput
 from finetune.families.image_encoding import tiled
+from finetune.families.picture_limits import NO_LIMITS, check_size
 from finetune.offload import working_device
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
     on_step: called with the number of pictures in flight after each denoising step, where the pipeline can.
     Raises BadInput for a size that the model cannot draw or a prompt that was not encoded.
     """
+    limits = family.facts.limits(pipeline.transformer.config) if family.facts.limits else NO_LIMITS
     for request in requests:
         _check(family, request, conditionings)
+        check_size(request.height, request.width, limits)
     drawn: list[Any] = [None] * len(requests)
     device = working_device(pipeline.transformer)
     was_training = pipeline.transformer.training

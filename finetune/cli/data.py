@@ -122,7 +122,7 @@ def _buckets(records, base: str | None, resolution: int | None, multiple: int | 
     multiple = multiple or sizes.multiple
     if sizes.resolution < multiple:
         raise BadInput(f"a resolution of {sizes.resolution} is under the multiple of {multiple}", fix="choose a larger --resolution")
-    return report_buckets(records, resolution=sizes.resolution, multiple=multiple, most=most, upscale=upscale, fit=fit, batch_size=batch_size), sizes.said
+    return report_buckets(records, resolution=sizes.resolution, multiple=multiple, most=most, upscale=upscale, fit=fit, batch_size=batch_size, longest=sizes.longest), sizes.said
 
 
 def duplicates(

@@ -18,11 +18,13 @@ USUAL_RESOLUTION, USUAL_MULTIPLE = 1024, 16  # pixels; what most families share,
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """resolution: usual edge in pixels.  multiple: every side is a multiple of this many pixels.  said: where they come from."""
+    """resolution: usual edge in pixels.  multiple: every side is a multiple of this many pixels.  said: where they come from.
+    longest: side in pixels up to which the base has positions, or None."""
 
     resolution: int
     multiple: int
     said: str
+    longest: int | None = None
 
 
 def training_sizes(base: str | None, resolution: int | None) -> TrainingSizes:
@@ -31,9 +33,14 @@ def training_sizes(base: str | None, resolution: int | None) -> TrainingSizes:
         return TrainingSizes(resolution or USUAL_RESOLUTION, USUAL_MULTIPLE, "no --base given: sides in multiples of 16")
     from finetune.families.base_models import EMBEDDED
 
-    facts = _located(base).family.facts
+    from finetune.families.picture_limits import check_size, picture_limits
+
+    located = _located(base)
+    facts, limits = located.family.facts, picture_limits(located)
     edge = resolution or (EMBEDDED_RESOLUTION if base == EMBEDDED else facts.resolution)
-    return TrainingSizes(edge, facts.size_multiple, f"sizes of {base}: about {edge} pixels, sides in multiples of {facts.size_multiple}")
+    check_size(edge, edge, limits, "--resolution")
+    said = f"sizes of {base}: about {edge} pixels, sides in multiples of {facts.size_multiple}"
+    return TrainingSizes(edge, facts.size_multiple, said if limits.side is None else f"{said}, none longer than {limits.side}", limits.side)
 
 
 def text_limits(base: str | None) -> list[TextLimit]:

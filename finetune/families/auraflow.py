@@ -13,7 +13,7 @@ from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
-from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, ModelShape, PictureGeometry, PictureLimits
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import count_tokens, keep, stack_padded
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
@@ -24,7 +24,8 @@ FACTS = FamilyFacts(
     name="auraflow", pipeline_classes=("AuraFlowPipeline",), size_multiple=16, resolution=1024,
     targets={"attention": ATTENTION,
              "attention_ff": rf"({ATTENTION}|(joint|single)_transformer_blocks\.\d+\.ff(_context)?\.(linear_[12]|out_projection))"}, licence=APACHE,
-    never_quantise=("register_tokens", "pos_embed", "context_embedder", "time_step_proj", "time_step_embed", "norm_out", "proj_out"))
+    never_quantise=("register_tokens", "pos_embed", "context_embedder", "time_step_proj", "time_step_embed", "norm_out", "proj_out"),
+    limits=lambda config: PictureLimits(side=int(config["pos_embed_max_size"] ** 0.5) * config["patch_size"] * 8))
 
 
 class AuraFlow:
@@ -73,8 +74,7 @@ class AuraFlow:
         return ModelShape(
             parameters=count_parameters("AuraFlowTransformer2DModel", config), hidden_size=hidden, heads=config["num_attention_heads"],
             blocks={"joint": config["num_mmdit_layers"], "single": config["num_single_dit_layers"]}, feed_forward_size=int(hidden * 8 / 3),
-            tokens_per_pixel=1 / 16**2, text_tokens=TEXT_LENGTH, latent_channels=config["in_channels"], latent_factor=8,
-            extra={"largest_edge": int(config["pos_embed_max_size"] ** 0.5) * 16})
+            tokens_per_pixel=1 / 16**2, text_tokens=TEXT_LENGTH, latent_channels=config["in_channels"], latent_factor=8)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         checkpoint_blocks([*transformer.joint_transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)

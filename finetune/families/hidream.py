@@ -17,7 +17,7 @@ from torch import Tensor
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.loading import compute_dtype, load_pipeline
-from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry
+from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, PictureLimits
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import count_tokens, keep, stack
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
@@ -32,7 +32,8 @@ FACTS = FamilyFacts(
              "all": rf"({ATTENTION}|{BLOCK}\.ff_[it]\.(shared_experts\.|experts\.[0-9]+\.)?w[123])"},
     licence=LicenceTerms(identifier="mit", name="MIT", link="https://opensource.org/license/mit",
                          notice="The Llama 3.1 text encoder has the Llama 3.1 Community License."),
-    never_quantise=("t_embedder", "p_embedder", "x_embedder", "final_layer", "*.gate", "caption_projection"))
+    never_quantise=("t_embedder", "p_embedder", "x_embedder", "final_layer", "*.gate", "caption_projection"),
+    limits=lambda config: PictureLimits(pixels=math.prod(config["max_resolution"]) * 8**2))
 
 
 class HiDream:

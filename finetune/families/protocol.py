@@ -5,7 +5,7 @@ Everything above this file (sampling, training, preference, evaluation) speaks t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,11 +52,21 @@ class TextStream:
 
 
 @dataclass(frozen=True)
+class PictureLimits:
+    """The largest picture whose positions a base knows, in pixels. side: of any picture.  pixels: in all, of one that
+    is not square. None for no limit."""
+
+    side: int | None = None
+    pixels: int | None = None
+
+
+@dataclass(frozen=True)
 class FamilyFacts:
     """What is constant for a family and needed without loading anything.
 
     pipeline_classes: diffusers class names in `model_index.json` that this family serves.
     size_multiple: training sizes are multiples of this many pixels.  resolution: usual training edge in pixels.
+    limits: from the transformer's configuration, where its positions are a table; None where they are computed for any size.
     targets: preset name -> regular expression over full module names (PEFT full match); "attention" is always there. Where a
     block's number stands it says \\d+, and nowhere else, so that a preset can be narrowed to a range of blocks.
     never_quantise: modules to keep in full precision with all below them, as full names from the top or as patterns with *
@@ -77,6 +87,7 @@ class FamilyFacts:
     equal_text_lengths: bool = False
     text_stream: TextStream | None = None
     trainable_encoders: Mapping[str, str] = field(default_factory=dict)
+    limits: Callable[[Mapping[str, Any]], PictureLimits] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import (
-    Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream,
+    Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, PictureLimits, TextStream,
 )
 from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import CLIP_ATTENTION, count_tokens, keep, stack
@@ -30,7 +30,8 @@ FACTS = FamilyFacts(
         identifier="other", name="stabilityai-ai-community", link="https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
         notice="This Stability AI Model is licensed under the Stability AI Community License, Copyright © Stability AI Ltd. All Rights Reserved."),
     never_quantise=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
-    text_stream=TextStream(states="states", mask=None, placement="append"), trainable_encoders=dict.fromkeys(("text_encoder", "text_encoder_2"), CLIP_ATTENTION))
+    text_stream=TextStream(states="states", mask=None, placement="append"), trainable_encoders=dict.fromkeys(("text_encoder", "text_encoder_2"), CLIP_ATTENTION),
+    limits=lambda config: PictureLimits(side=config["pos_embed_max_size"] * config["patch_size"] * 8))
 
 
 class StableDiffusion3:
@@ -92,7 +93,7 @@ class StableDiffusion3:
         return ModelShape(
             parameters=count_parameters("SD3Transformer2DModel", config), hidden_size=hidden, heads=config["num_attention_heads"],
             blocks={"joint": config["num_layers"]}, feed_forward_size=4 * hidden, tokens_per_pixel=1 / 16**2, text_tokens=77 + T5_LENGTH,
-            latent_channels=config["in_channels"], latent_factor=8, extra={"largest_edge": config["pos_embed_max_size"] * 16})
+            latent_channels=config["in_channels"], latent_factor=8)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         lean_attention.install(transformer.modules(), "JointAttnProcessor2_0", lean_attention.JointAttention())

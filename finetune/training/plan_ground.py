@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data_tools.progress import Progress
+from finetune.families.picture_limits import picture_limits
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_model, plan_phases
@@ -121,7 +122,7 @@ def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Pr
     if training_set is None and recipe.data.folder is not None:
         from finetune.training.training_set import build_training_set
 
-        training_set = build_training_set(recipe, facts, progress or Progress())
+        training_set = build_training_set(recipe, facts, progress or Progress(), limits=picture_limits(base))
         encoded = kept_in is not None and _found_encoded(base, training_set, recipe, kept_in)
     to_draw = len(requests_of(recipe, facts)) if training_set is None or not any(picture.regularisation for picture in training_set.pictures) else 0
     edge = max(resolutions_of(recipe, facts)) // facts.size_multiple * facts.size_multiple

@@ -15,6 +15,7 @@ from data_tools.atomic_files import write_text
 from data_tools.progress import Progress
 from finetune.errors import BadInput
 from finetune.families.mapped_pages import trim_heap
+from finetune.families.picture_limits import picture_limits
 from finetune.objectives import LossWeighting, refuse_noise_offset
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
@@ -117,7 +118,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         with accelerator.main_process_first():
             draw_regularisation(recipe, base, drawn, hold, base_dtype.dtype, cache, accelerator.device, progress)
     with late_imports(base.folder):
-        training_set = build_training_set(recipe, base.family.facts, progress, drawn)
+        training_set = build_training_set(recipe, base.family.facts, progress, drawn, picture_limits(base))
     _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
     reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",

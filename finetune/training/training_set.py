@@ -16,7 +16,8 @@ from data_tools.resolutions import place_at_each
 from data_tools.scan import LeftOut, scan_folder
 from data_tools.thinking import caption_to_train
 from finetune.errors import DataError
-from finetune.families.protocol import FamilyFacts, PictureGeometry
+from finetune.families.picture_limits import NO_LIMITS, check_size
+from finetune.families.protocol import FamilyFacts, PictureGeometry, PictureLimits
 from finetune.recipe import Recipe
 from finetune.training.caption_choice import CaptionChoice, caption_choice, with_trigger
 from finetune.training.data_sources import NAMED_IN_A_MESSAGE, FoundPictures, SourcePicture, find_pictures, folder_rows
@@ -158,16 +159,26 @@ def _described_held_out(picture: TrainingPicture, caption: str) -> list[Any]:
     return [*always, *([_mask_described(picture)] if picture.mask_hash else []), *counts]
 
 
-def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None) -> TrainingSet:
-    """Scan, hold out, choose buckets, fit, caption. drawn: folder of regularisation pictures that the base drew.
+def _placed(trained: Sequence[SourcePicture], held_out: Sequence[SourcePicture], recipe: Recipe, facts: FamilyFacts, limits: PictureLimits) -> list[list[Placement]]:
+    """Of the trained pictures and, after them, the held-out ones. Raises BadInput for a size that the base cannot be given."""
+    data, resolutions = recipe.data, resolutions_of(recipe, facts)
+    check_size(max(resolutions), max(resolutions), limits, "data.resolution")
+    placed = place_at_each([picture.record.size for picture in trained], resolutions, multiple=facts.size_multiple, most=data.buckets, upscale=data.upscale, fit=data.fit,
+                           others=[picture.record.size for picture in held_out], longest=limits.side)
+    for bucket in {placement.bucket for placements in placed for placement in placements}:
+        check_size(bucket.height, bucket.width, limits, "data.resolution")
+    return placed
+
+
+def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None, limits: PictureLimits = NO_LIMITS) -> TrainingSet:
+    """Scan, hold out, choose buckets, fit, caption. drawn: folder of regularisation pictures that the base drew.  limits: of the base.
 
     Raises DataError when nothing usable is left or captions are missing.
     """
     data, found = recipe.data, find_pictures(recipe, drawn, progress)
     trained, held_out = _held_out(found, recipe, progress)
     captions = _all_captions(trained, recipe)
-    placed = place_at_each([picture.record.size for picture in trained], resolutions_of(recipe, facts), multiple=facts.size_multiple, most=data.buckets,
-                           upscale=data.upscale, fit=data.fit, others=[picture.record.size for picture in held_out])
+    placed = _placed(trained, held_out, recipe, facts, limits)
     untriggered = {number for number, picture in enumerate(trained) if picture.regularisation}
     choice = caption_choice(captions, trigger=data.trigger, untriggered=untriggered, shuffle=data.caption_shuffle, kept_parts=data.keep_tokens,
                             dropout=data.caption_dropout, seed=recipe.training.seed)

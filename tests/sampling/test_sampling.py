@@ -8,9 +8,10 @@ from PIL import Image
 
 from finetune import sampling
 from finetune.errors import BadInput
-from finetune.families import image_encoding
+from finetune.families import image_encoding, registry
 from finetune.families.hunyuan_dit import FAMILY
 from finetune.sampling import PictureRequest
+from tests.tiny_models import auraflow
 from tests.tiny_models import hunyuan_dit as tiny
 
 
@@ -91,6 +92,13 @@ def test_progress_is_told_of_every_step(pipeline, encoded):
 def test_impossible_requests_are_named_before_anything_is_drawn(pipeline, encoded, bad, message):
     with pytest.raises(BadInput, match=message):
         sampling.draw(FAMILY, pipeline, [request(), bad], encoded)
+
+
+def test_a_picture_larger_than_the_table_of_positions_is_refused():
+    family, pipeline = registry.family("auraflow"), auraflow.build()
+    encoded = sampling.encode_all(family, pipeline, ["a cat", ""])
+    with pytest.raises(BadInput, match="272x64 is more than this base has positions for: 256 pixels a side"):
+        sampling.draw(family, pipeline, [request(size=(64, 272))], encoded)
 
 
 def test_a_saved_picture_carries_its_settings_in_any_script(tmp_path):

@@ -6,8 +6,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_tools.progress import Progress
-from finetune.errors import DataError
+from finetune.errors import BadInput, DataError
+from finetune.families import registry
 from finetune.families.hunyuan_dit import HunyuanDiT
+from finetune.families.picture_limits import NO_LIMITS
+from finetune.families.protocol import PictureLimits
 from finetune.training.preparation import _say_what_was_found
 from finetune.training.training_set import build_training_set
 from tests.training.small_job import small_recipe, write_pictures
@@ -46,6 +49,28 @@ def test_a_kohya_folder_inside_another_keeps_its_repeats_when_it_is_given_a_weig
     inner = write_pictures(tmp_path / "main" / "10_cat", 1)
     found = set_of(tmp_path / "main", data__also=[{"folder": str(inner), "weight": 0.5, "repeats": 2}])
     assert counted(found) == {"1_dog/picture0.png": (1, 1.0, False), "10_cat/picture0.png": (20, 0.5, False)}
+
+
+def test_no_picture_is_given_a_size_that_the_base_has_no_positions_for(tmp_path):
+    """AuraFlow would take the positions of other places, and say nothing; HiDream has no room for them."""
+    Image.new("RGB", (512, 128)).save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("a wide thing")
+    recipe, facts = small_recipe("base", tmp_path, data__resolution=128), registry.family("auraflow").facts
+    limits = facts.limits({"pos_embed_max_size": 256, "patch_size": 2})
+    assert limits == PictureLimits(side=256)
+
+    def sizes(limits):
+        return {(bucket.height, bucket.width) for picture in build_training_set(recipe, facts, Progress(), limits=limits).pictures for bucket in [picture.placement.bucket]}
+
+    assert sizes(NO_LIMITS) == {(64, 256)} and sizes(PictureLimits(side=160)) == {(96, 160)}
+    with pytest.raises(BadInput, match="64 pixels a side") as refusal:
+        sizes(PictureLimits(side=64))
+    assert refusal.value.where == "data.resolution"
+    limits = registry.family("hidream").facts.limits({"max_resolution": [8, 8]})
+    with pytest.raises(BadInput, match="as many pixels as 64x64"):
+        sizes(limits)
+    Image.new("RGB", (128, 128)).save(tmp_path / "wide.png")
+    assert sizes(limits) == {(128, 128)}
 
 
 def test_regularisation_pictures_come_last_without_the_trigger_and_with_their_weight(tmp_path):
