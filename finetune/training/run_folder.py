@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.sheet = self.path / "before_after.png"
         self.report = self.path / "report.html"
         self._lock = None
+        self._is_new = False
 
     @property
     def adapter_file(self) -> Path:
@@ -63,6 +65,7 @@ class RunFolder:
         The lock belongs to the operating system, so a process that died, however it died, does not block the folder.
         """
         try:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self.path / "lock", "a+")
         except OSError as problem:
@@ -80,10 +83,16 @@ class RunFolder:
         self._lock = handle
 
     def release(self) -> None:
-        """Let others use the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let others use the folder. One that was made for a run that was refused before it began goes away again, so that the
+        next run has its name."""
+        if self._lock is None:
+            return
+        with suppress(OSError):  # taken away meanwhile, or somebody else has just begun there
+            if self._is_new and os.listdir(self.path) == ["lock"]:
+                (self.path / "lock").unlink()
+                self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write JSON whole or not at all."""

@@ -57,12 +57,10 @@ def test_a_run_folder_goes_on_in_itself(photos, tmp_path):
 
 
 def test_a_run_that_was_killed_before_it_wrote_anything_is_started_again(photos, tmp_path):
-    folder = RunFolder(tmp_path / "killed")
-    folder.claim()
-    folder.release()
+    RunFolder(tmp_path / "killed").claim()
     with pytest.raises(BadInput, match="before it began") as refusal:
-        wanted_recipe(str(folder.path), None, None, None, None)
-    assert f"--out {folder.path}" in refusal.value.fix
+        wanted_recipe(str(tmp_path / "killed"), None, None, None, None)
+    assert f"--out {tmp_path / 'killed'}" in refusal.value.fix
 
 
 def test_run_folders_are_never_taken_twice(photos, tmp_path, monkeypatch):

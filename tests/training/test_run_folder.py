@@ -40,6 +40,20 @@ def test_a_lock_left_by_a_killed_process_does_not_block(tmp_path):
     run.release()
 
 
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_run_that_was_refused_before_it_began_leaves_no_folder_that_it_made(tmp_path, there_before):
+    run = RunFolder(tmp_path / "run")
+    if there_before:
+        run.path.mkdir()
+    run.claim()
+    run.release()
+    assert run.path.exists() == there_before
+    run.claim()
+    run.append_log({"step": 1, "loss": 0.5})
+    run.release()
+    assert run.read_log()
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunFolderError) as refusal:
