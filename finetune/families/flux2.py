@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.flux import TRAINING_GUIDANCE
-from finetune.families.image_encoding import count_parameters, deterministic
+from finetune.families.image_encoding import count_parameters, deterministic, tiled
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import flatten_grid, fold_patches, grid_ids, unflatten_grid
 from finetune.families.protocol import (
@@ -50,7 +50,8 @@ class Flux2:
     @torch.no_grad()
     def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
         vae = pipeline.vae
-        patches = fold_patches(vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float())
+        with tiled(vae, *pixels.shape[-2:]):
+            patches = fold_patches(vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float())
         mean, variance = vae.bn.running_mean.float(), vae.bn.running_var.float()
         scaled = (patches - mean.view(1, -1, 1, 1)) / torch.sqrt(variance + vae.config.batch_norm_eps).view(1, -1, 1, 1)
         return deterministic(scaled)

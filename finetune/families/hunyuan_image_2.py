@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class HunyuanImage2:
         pipeline = load_pipeline(folder, parts, dtype)
         if pipeline.transformer is not None:
             accept_float32_timesteps(pipeline.transformer)
+        if pipeline.vae is not None:
+            # The library's own takes its picture for a video and raises ValueError (diffusers 0.42.1).
+            pipeline.vae.tiled_encode = MethodType(tiled_encode, pipeline.vae)
         return pipeline
 
     def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
@@ -107,6 +111,22 @@ class HunyuanImage2:
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
         return {"Qwen": count_tokens(pipeline.tokenizer, prompt, TEXT_LENGTH)}
+
+
+def tiled_encode(vae: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) -> moments (B, 2C, h, w) from overlapping tiles, blended over their overlap as `vae.tiled_decode` does."""
+    size, overlap = vae.tile_sample_min_size, vae.tile_overlap_factor
+    step, blended = int(size * (1 - overlap)), int(vae.tile_latent_min_size * overlap)
+    kept = vae.tile_latent_min_size - blended
+    height, width = pixels.shape[-2:]
+    rows = [[vae.encoder(pixels[..., top:top + size, left:left + size]) for left in range(0, width, step)] for top in range(0, height, step)]
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            if y:
+                tile = vae.blend_v(rows[y - 1][x], tile, blended)
+            if x:
+                vae.blend_h(row[x - 1], tile, blended)
+    return torch.cat([torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1) for row in rows], dim=-2)
 
 
 FAMILY = HunyuanImage2()

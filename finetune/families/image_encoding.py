@@ -47,7 +47,8 @@ def one_frame_latents(vae: Any, pixels: Tensor) -> LatentDistribution:
     `AutoencoderKLHunyuanVideo15` cannot encode two: its attention mask lacks the heads' dimension (diffusers 0.42.1).
     """
     scale = vae.config.scaling_factor
-    posteriors = [vae.encode(picture[None, :, None].to(vae.device, vae.dtype)).latent_dist for picture in pixels]
+    with tiled(vae, *pixels.shape[-2:]):
+        posteriors = [vae.encode(picture[None, :, None].to(vae.device, vae.dtype)).latent_dist for picture in pixels]
     mean = torch.cat([p.mean for p in posteriors]).squeeze(2).float()
     return LatentDistribution(mean * scale, torch.cat([p.std for p in posteriors]).squeeze(2).float() * scale)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.families import last_blocks, lean_attention, lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.image_encoding import count_parameters
+from finetune.families.image_encoding import count_parameters, tiled
 from finetune.families.licences import APACHE
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import pack, unpack
@@ -46,7 +46,8 @@ class QwenImage:
     @torch.no_grad()
     def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
         vae = pipeline.vae
-        posterior = vae.encode(pixels[:, :, None].to(vae.device, vae.dtype)).latent_dist
+        with tiled(vae, *pixels.shape[-2:]):
+            posterior = vae.encode(pixels[:, :, None].to(vae.device, vae.dtype)).latent_dist
         mean, std = (torch.tensor(values, device=vae.device).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
         return LatentDistribution((posterior.mean.squeeze(2).float() - mean) / std, posterior.std.squeeze(2).float() / std)
 

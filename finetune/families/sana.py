@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.families import lean_attention
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.image_encoding import count_parameters, deterministic
+from finetune.families.image_encoding import count_parameters, deterministic, tiled
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.protocol import Conditioning, FamilyFacts, LatentDistribution, LicenceTerms, ModelShape, PictureGeometry, TextStream
 from finetune.families.schedules import scheduler_flow
@@ -47,7 +47,8 @@ class Sana:
     @torch.no_grad()
     def encode_images(self, pipeline: Any, pixels: Tensor) -> LatentDistribution:
         vae = pipeline.vae
-        return deterministic(vae.encode(pixels.to(vae.device, vae.dtype)).latent.float() * vae.config.scaling_factor)
+        with tiled(vae, *pixels.shape[-2:]):
+            return deterministic(vae.encode(pixels.to(vae.device, vae.dtype)).latent.float() * vae.config.scaling_factor)
 
     @torch.no_grad()
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:

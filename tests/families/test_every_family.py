@@ -14,7 +14,7 @@ from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.attach import attach, bake, detach
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.errors import BaseModelError
-from finetune.families import registry
+from finetune.families import image_encoding, registry
 from finetune.families.targets import keeps_full_precision, resolve_targets
 from finetune.objectives import LossWeighting
 from tests.families.battery import NEVER_TRAINED, PROMPTS, Specimen, close, stock_pipeline
@@ -69,6 +69,24 @@ def test_pictures_are_encoded_the_same_whatever_is_beside_them(specimen):
     assert together.mean.shape == together.std.shape == (2, *specimen.latent_shape)
     assert together.mean.dtype == torch.float32 and (together.std >= 0).all()
     assert close(together.mean[1:], alone.mean, 1e-5) and close(together.std[1:], alone.std, 1e-5)
+
+
+def test_large_pictures_are_encoded_in_tiles_that_make_the_whole_again(specimen, monkeypatch):
+    edge, family, vae = 256, specimen.family, specimen.drawer.vae
+    blocks = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.nn.functional.interpolate(blocks, edge)
+    whole = family.encode_images(specimen.drawer, pixels).mean
+    factor = edge // whole.shape[-1] // (2 if specimen.name.startswith("flux2") else 1)
+    for place, divisor in (("sample", 1), ("latent", factor)):
+        for what, size in (("min_size", 128), ("min_height", 128), ("min_width", 128), ("stride_height", 96), ("stride_width", 96)):
+            if hasattr(vae, f"tile_{place}_{what}"):
+                monkeypatch.setattr(vae, f"tile_{place}_{what}", size // divisor)
+    monkeypatch.setattr(image_encoding, "TILED_ABOVE", edge**2 - 1)
+    seen, watch = [], vae.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+    tiles = family.encode_images(specimen.drawer, pixels).mean
+    watch.remove()
+    assert len(seen) == 9 and max(seen) == 128 and not vae.use_tiling
+    assert tiles.shape == whole.shape and torch.nn.functional.cosine_similarity(tiles.flatten(), whole.flatten(), dim=0) > 0.5  # tiles are normalised apart
 
 
 def loss_of(specimen, model):
