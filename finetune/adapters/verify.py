@@ -27,8 +27,8 @@ NAME = "verified"
 # Relative output difference between baked and attached that needs no look at rounding, by the base's dtype (measured on
 # shallow models: 1.4e-7, 3.4e-3, 3.7e-4).
 BAKE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3, "float64": 1e-5}
-# The adapter must change the output by more than one rounding of it. (Not by much more: a forward pass is exact when it is
-# repeated, and an adapter after a few steps, or at one noise level, may change little.)
+# The adapter must change the output by more than one rounding of the products' format, which need not be the weights'. (Not by
+# much more: a forward pass is exact when it is repeated, and an adapter after a few steps, or at one noise level, may change little.)
 NOISE = {"float32": 1e-7, "bfloat16": 4e-3, "float16": 5e-4, "float64": 1e-7}
 # The largest relative error of rounding to such weights, which is what baking does; a number that moves by it lands on its neighbour.
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -130,11 +130,14 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
 def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> float:
     """The output at strength 1 differs from the base's, at 2 from that at 1 (OFT has no 2), at 0 not at all. Returns the
     change at 1."""
+    formats: list[str] = []
+    hook = adapter_layers(model)[0][1].register_forward_hook(lambda _, __, output: formats.append(str(output.dtype).removeprefix("torch.")))
     full = _output(run, model)
+    hook.remove()
     if not full.isfinite().all():
         raise VerifyError("the output with the adapter is not finite", where=where)
     change = _relative(full - base, base)
-    if change <= NOISE[_dtype_of(model)]:
+    if change <= NOISE.get(formats[0] if formats else _dtype_of(model), NOISE["bfloat16"]):
         raise VerifyError(f"the adapter has no effect (the output changes by {change:.1e})", where=where,
                           fix="it was saved before its first step, or acts on layers that this model does not use")
     if forms_in(model)[NAME] is not OFT:

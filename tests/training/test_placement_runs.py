@@ -44,6 +44,14 @@ def test_a_run_is_proven_and_a_broken_one_resumes_to_the_same_bits(half_base, pi
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("hold", ["bf16", "nf4"])
+def test_an_adapter_that_has_learned_little_is_proven_where_small_weights_are_computed_with_in_full(half_base, pictures, tmp_path, hold, monkeypatch):
+    """The output changes by less than a rounding to bfloat16, which products in float32 do not make."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scan"))
+    recipe = small_recipe(half_base, pictures, base__hold=hold, training__steps=2, training__learning_rate=1e-4, training__precision="fp32", training__optimizer="adamw")
+    assert 1e-7 < train(recipe, tmp_path / "run", cache_folder=tmp_path / "encodings").verified.change < 4e-3
+
+
 def test_a_base_that_does_not_fit_is_streamed_and_a_resumed_run_keeps_that(half_base, pictures, tmp_path, monkeypatch):
     from finetune.training import plan_run
 
