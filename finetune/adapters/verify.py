@@ -27,9 +27,10 @@ NAME = "verified"
 # Relative output difference between baked and attached that needs no look at rounding, by the base's dtype (measured on
 # shallow models: 1.4e-7, 3.4e-3, 3.7e-4).
 BAKE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3, "float64": 1e-5}
-# The adapter must change the output by more than one rounding of the products' format, which need not be the weights'. (Not by
-# much more: a forward pass is exact when it is repeated, and an adapter after a few steps, or at one noise level, may change little.)
+# The adapter must change the output by more than one rounding of the products' format, which need not be the weights'; one that
+# does not at strength 1 gets a chance at the strengths of LOUDER: after a few steps, or at one noise level, it may change little.
 NOISE = {"float32": 1e-7, "bfloat16": 4e-3, "float16": 5e-4, "float64": 1e-7}
+LOUDER = (8.0, 64.0, 500.0)
 # The largest relative error of rounding to such weights, which is what baking does; a number that moves by it lands on its neighbour.
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
@@ -127,23 +128,35 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
     return float(difference.norm() / reference.norm().clamp_min(1e-30))
 
 
-def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> float:
-    """The output at strength 1 differs from the base's, at 2 from that at 1 (OFT has no 2), at 0 not at all. Returns the
-    change at 1."""
+def _effect(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> tuple[float, float, Tensor]:
+    """(relative change of the output at strength 1, the strength at which it is beyond rounding, the output there). An adapter
+    that has learned little changes less than bfloat16 can tell, and yet is not dead. Raises VerifyError for one that is."""
     formats: list[str] = []
     hook = adapter_layers(model)[0][1].register_forward_hook(lambda _, __, output: formats.append(str(output.dtype).removeprefix("torch.")))
-    full = _output(run, model)
+    output = _output(run, model)
     hook.remove()
-    if not full.isfinite().all():
+    if not output.isfinite().all():
         raise VerifyError("the output with the adapter is not finite", where=where)
-    change = _relative(full - base, base)
-    if change <= NOISE.get(formats[0] if formats else _dtype_of(model), NOISE["bfloat16"]):
-        raise VerifyError(f"the adapter has no effect (the output changes by {change:.1e})", where=where,
-                          fix="it was saved before its first step, or acts on layers that this model does not use")
+    noise, at_one = NOISE.get(formats[0] if formats else _dtype_of(model), NOISE["bfloat16"]), _relative(output - base, base)
+    if at_one > noise:
+        return at_one, 1.0, output
+    for strength in LOUDER if at_one > 0 and forms_in(model)[NAME] is not OFT else ():
+        set_weights(model, {NAME: strength})
+        output = _output(run, model)
+        if not _relative(output - base, base) <= noise:
+            return at_one, strength, output
+    raise VerifyError(f"the adapter has no effect (the output changes by {at_one:.1e})", where=where,
+                      fix="it was saved before its first step, or acts on layers that this model does not use")
+
+
+def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> float:
+    """The output with the adapter differs from the base's, at twice the strength from that (OFT has one strength), at 0 not
+    at all. Returns the change at 1."""
+    change, strength, acting = _effect(model, run, base, where)
     if forms_in(model)[NAME] is not OFT:
-        set_weights(model, {NAME: 2.0})
-        if _output(run, model).equal(full):
-            raise VerifyError("strength 2 gives the same output as strength 1", where=where)
+        set_weights(model, {NAME: 2 * strength})
+        if _output(run, model).equal(acting):
+            raise VerifyError(f"strength {2 * strength:g} gives the same output as strength {strength:g}", where=where)
     set_weights(model, {NAME: 0.0})
     if not _output(run, model).equal(base):
         raise VerifyError("the output at strength 0 is not the base's", where=where)

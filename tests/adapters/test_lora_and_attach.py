@@ -8,7 +8,7 @@ import torch
 from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights, weights
 from finetune.adapters.lora import collect_lora, inject_lora, load_lora, lora_parameters, match_targets
-from finetune.adapters.verify import BAKE_TOLERANCE, fingerprints, verify_adapter
+from finetune.adapters.verify import BAKE_TOLERANCE, NOISE, fingerprints, verify_adapter
 from finetune.errors import AdapterError, VerifyError
 from tests.adapters.small_model import ATTENTION, run, tiny_transformer, trained_adapter
 
@@ -185,6 +185,16 @@ def test_verify_finds_an_adapter_without_effect(tmp_path):
     path = write_adapter(tmp_path / "a.safetensors", trained_adapter(size=0.0))
     with pytest.raises(VerifyError, match="no effect"):
         verify_adapter(path, tiny_transformer(), run)
+
+
+def test_verify_lets_an_adapter_pass_that_has_learned_less_than_bfloat16_can_tell(tmp_path):
+    path = write_adapter(tmp_path / "a.safetensors", trained_adapter(size=3e-4, targets=r"blocks\.3\.attn2\.to_out\.0"))
+    model = tiny_transformer().bfloat16()
+    result = verify_adapter(path, model, run)
+    assert 0 < result.change < NOISE["bfloat16"] and result.restored and result.baked_equals_attached
+    dead = write_adapter(tmp_path / "dead.safetensors", trained_adapter(size=0.0))
+    with pytest.raises(VerifyError, match="no effect"):
+        verify_adapter(dead, model, run)
 
 
 def test_verify_finds_a_file_that_is_not_what_was_trained(tmp_path):
