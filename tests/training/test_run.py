@@ -1,5 +1,6 @@
 """The main job on a tiny real base: what a run leaves, what it makes of its pictures, what it refuses."""
 
+import os
 import json
 import resource
 import shutil
