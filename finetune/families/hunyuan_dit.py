@@ -47,14 +47,23 @@ FACTS = FamilyFacts(
 )
 
 
+def centred_region(grid: tuple[int, int], square: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(top, left), (bottom, right) of a picture of grid (height, width) in tokens that is scaled to fit a square of so many, and centred
+    in it. The formula of diffusers 0.42.1, pipelines/hunyuandit/pipeline_hunyuandit.py, get_resize_crop_region_for_grid, whose import would load
+    the pipeline and the models of transformers before the first step: 65 MiB."""
+    height, width = grid
+    fitted = (square, round(square / height * width)) if height > width else (round(square / width * height), square)
+    top, left = (round((square - edge) / 2) for edge in fitted)
+    return (top, left), (top + fitted[0], left + fitted[1])
+
+
 @lru_cache(maxsize=32)
 def rotary_table(head_dim: int, grid_height: int, grid_width: int, base: int) -> tuple[Tensor, Tensor]:
     """cos and sin, each (tokens, head_dim), as the pipeline makes them for this grid; one table a bucket."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
-    from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
     grid = (grid_height, grid_width)
-    return get_2d_rotary_pos_embed(head_dim, get_resize_crop_region_for_grid(grid, base), grid, output_type="pt")
+    return get_2d_rotary_pos_embed(head_dim, centred_region(grid, base), grid, output_type="pt")
 
 
 class HunyuanDiT:

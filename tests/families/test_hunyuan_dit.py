@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finetune.adapters.lora import inject_lora, lora_parameters
 from finetune.errors import BaseModelError
@@ -158,6 +161,11 @@ def test_neighbouring_timesteps_stay_apart_in_bfloat16(saved, texts):
     for timestep in (980.0, 981.0, 982.0):
         predict(model, texts, timesteps=(timestep, timestep))
     assert (seen[0] - seen[1]).abs().max() > 0.01 and (seen[1] - seen[2]).abs().max() > 0.01
+
+
+@given(height=st.integers(1, 300), width=st.integers(1, 300), square=st.integers(1, 128))
+def test_the_region_of_a_grid_is_the_pipelines(height, width, square):
+    assert hunyuan_dit.centred_region((height, width), square) == get_resize_crop_region_for_grid((height, width), square)
 
 
 def test_rotary_tables_are_made_once_a_bucket_and_follow_the_aspect():
