@@ -51,8 +51,8 @@ class _Unused(ModuleType):
 
 
 class _UnusedCompiler(_Unused):
-    """`torch._dynamo` as long as nobody compiles: breaking, disabling and allowing have nothing to act on, and its settings are a
-    file of their own. Anything else that is asked of it loads it, and from then on it alone answers."""
+    """`torch._dynamo` as long as nobody compiles: it is not at it, breaking, disabling and allowing have nothing to act on, and
+    its settings are a file of their own. Anything else that is asked of it loads it, and from then on it alone answers."""
 
     def __init__(self, spec: ModuleSpec):
         super().__init__(spec)
@@ -83,6 +83,9 @@ class _UnusedCompiler(_Unused):
 
     def allow_in_graph(self, function: Any) -> Any:
         return function if sys.modules.get(COMPILER) is self else self._loaded().allow_in_graph(function)
+
+    def is_compiling(self) -> bool:
+        return False if sys.modules.get(COMPILER) is self else self._loaded().is_compiling()
 
     def assume_constant_result(self, function: Any) -> Any:
         if sys.modules.get(COMPILER) is not self:
