@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
@@ -166,6 +169,12 @@ def test_neighbouring_timesteps_stay_apart_in_bfloat16(saved, texts):
 @given(height=st.integers(1, 300), width=st.integers(1, 300), square=st.integers(1, 128))
 def test_the_region_of_a_grid_is_the_pipelines(height, width, square):
     assert hunyuan_dit.centred_region((height, width), square) == get_resize_crop_region_for_grid((height, width), square)
+
+
+def test_a_first_step_loads_neither_the_pipeline_nor_the_models_of_transformers():
+    made = "import sys; from finetune.families.hunyuan_dit import rotary_table; rotary_table(16, 4, 6, 32); print([name for name in %r if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", made % (["diffusers.models.embeddings", "diffusers.pipelines.hunyuandit", "transformers.modeling_utils"],)], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "['diffusers.models.embeddings']"
 
 
 def test_rotary_tables_are_made_once_a_bucket_and_follow_the_aspect():

@@ -31,7 +31,7 @@ model(torch.ones(1, 4)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 optimizer.load_state_dict(optimizer.state_dict())
-loaded = [name for name in ("bitsandbytes", "scipy", "transformers.modeling_utils", "torch.distributed.tensor", "sympy", "torch._dynamo.convert_frame", "diffusers", "peft") if name in sys.modules]
+loaded = [name for name in ("bitsandbytes", "scipy", "transformers.modeling_utils", "torch.distributed.tensor", "sympy.core", "torch._dynamo.convert_frame", "diffusers", "peft") if name in sys.modules]
 from peft.import_utils import is_bnb_available
 from finetune.training.plan_phases import quantiser_bytes
 print(json.dumps([loaded, is_bnb_available(), quantiser_bytes(), quantiser_bytes()]))
@@ -72,7 +72,7 @@ from finetune.families.checkpointing import checkpoint_blocks
 block = torch.nn.Linear(4, 4).train()
 checkpoint_blocks([block], 1)
 block(torch.ones(1, 4)).sum().backward()
-print(json.dumps([block.weight.grad is not None, [name for name in ("torch._dynamo.convert_frame", "torch._inductor", "sympy") if name in sys.modules]]))
+print(json.dumps([block.weight.grad is not None, [name for name in ("torch._dynamo.convert_frame", "torch._inductor", "sympy.core") if name in sys.modules]]))
 """
 
 
@@ -94,7 +94,7 @@ pipeline = FAMILY.load(Path(sys.argv[1]), frozenset({"text"}), torch.float32)
 FAMILY.encode_prompts(pipeline, ["a disc"])
 pictures = FAMILY.load(Path(sys.argv[1]), frozenset({"vae"}), torch.float32)
 FAMILY.encode_images(pictures, torch.zeros(1, 3, 64, 64))
-print(json.dumps([name for name in ("torch._dynamo.convert_frame", "torch.distributed.tensor", "torch.onnx", "torch._inductor", "transformers.modeling_utils") if name in sys.modules]))
+print(json.dumps([name for name in ("torch._dynamo.convert_frame", "torch.distributed.tensor", "torch.onnx", "torch._inductor", "sympy.core", "transformers.modeling_utils") if name in sys.modules]))
 """
 
 

@@ -134,7 +134,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(finished, pictures, tmp_path
 
 def test_dropout_on_the_encoders_is_for_training_alone_and_resumes_to_the_same_bits(finished, pictures, tmp_path):
     _, base, _, _ = finished
-    recipe = small_recipe(base, pictures, **SHORT, adapter__dropout=0.5, validation__share=0.3, validation__every=2, validation__levels=1, validation__keep_best=False)
+    recipe = small_recipe(base, pictures, **SHORT, validation__share=0.3, validation__every=2, validation__levels=1, validation__keep_best=False)
     run = tmp_path / "run"
     assert train(recipe, run, cache_folder=base.parent / "cache").verified.changed
     files = [run / "adapter" / FILE_NAME, run / "validation.jsonl"]
