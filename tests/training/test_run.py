@@ -1,7 +1,7 @@
 """The main job on a tiny real base: what a run leaves, what it makes of its pictures, what it refuses."""
 
-import os
 import json
+import os
 import resource
 import shutil
 import signal
@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import DataError, TrainingError, VerifyError
 from finetune.families.hunyuan_dit import HunyuanDiT
+from finetune.training import placement, proof
+from finetune.training.allocator import keep_freed_memory
 from finetune.training.run import train
 from tests.training.small_job import AtStep, log_of, small_recipe, write_pictures
 
@@ -38,6 +40,20 @@ def test_the_pictures_before_and_after_differ_and_stand_on_one_sheet(unbroken):
     assert before.size == after.size == (64, 64)
     assert before.tobytes() != after.tobytes()
     assert Image.open(result.sheet).width >= 64
+
+
+def test_the_heap_keeps_freed_memory_for_steps_and_gives_it_back_in_the_proof(tiny_base, pictures, encodings_folder, tmp_path, monkeypatch):
+    told, probe = [], proof.probe
+
+    def telling(short=False):
+        told.append("short" if short else "kept")
+        return keep_freed_memory(short)
+
+    for place in (placement, proof):
+        monkeypatch.setattr(place, "keep_freed_memory", telling)
+    monkeypatch.setattr(proof, "probe", lambda *arguments: told.append("probe") or probe(*arguments))
+    train(small_recipe(tiny_base, pictures, training__steps=2), tmp_path / "run", cache_folder=encodings_folder)
+    assert told[:5] == ["kept", "probe", "kept", "short", "probe"] and set(told[5:]) == {"probe"}
 
 
 def test_the_recipe_in_the_run_folder_makes_the_same_adapter_again(unbroken, encodings_folder, tmp_path):
