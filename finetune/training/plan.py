@@ -89,6 +89,9 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
         "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
+    if device.type == "cpu":
+        # The bytes of its files are copies, beside what the heap keeps of the activations; on a GPU they lie in host memory.
+        parts["checkpoint"] = parts["adapter"] + parts["optimizer"]
     text_bytes = plan_model.BYTES[choose_base_dtype(recipe.base.dtype, choose_precision(recipe.training.precision, device)).name]
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.families.loading import component_class, component_slots, part_of, read_model_index
+from finetune.families.mapped_pages import trim_heap
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training.placement import QUANTISED, Hold
@@ -144,6 +145,8 @@ def quantiser_bytes() -> int:
     import psutil
 
     process = psutil.Process()
+    # What tracing has freed would take part of it in.
+    trim_heap()
     before = process.memory_info().rss
     importlib.import_module("bitsandbytes")
     return max(process.memory_info().rss - before, 0)

@@ -120,7 +120,11 @@ def test_larger_pictures_batches_and_ranks_need_more_and_smaller_weights_less(gr
     wider = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 4})})
     assert estimate(surveyed, wider, hold, 0, 1 << 40).memory_bytes["activations"] > 1.5 * base.memory_bytes["activations"]
     ranked = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": 32})})
-    assert estimate(surveyed, ranked, hold, 0, 1 << 40).memory_bytes["optimizer"] == 8 * base.memory_bytes["optimizer"]
+    larger = estimate(surveyed, ranked, hold, 0, 1 << 40)
+    assert larger.memory_bytes["optimizer"] == 8 * base.memory_bytes["optimizer"]
+    # A checkpoint's files are copies of the adapter and its moments.
+    assert larger.memory_bytes["checkpoint"] == larger.memory_bytes["adapter"] + larger.memory_bytes["optimizer"]
+    assert larger.phases_bytes["training"] == sum(size for part, size in larger.memory_bytes.items() if part not in ("encoders", "peak"))
     sizes = [estimate(surveyed, recipe, Hold(name, torch.float32, ""), 0, 1 << 40).memory_bytes["weights"] for name in ("fp32", "bf16", "int8", "nf4")]
     assert sizes[0] > sizes[1]
     assert sizes[2] > sizes[3]
