@@ -1,4 +1,4 @@
-"""A stand-in Hub to which the real client of huggingface_hub talks."""
+"""A stand-in Hub to which the real client of huggingface_hub talks, and trained adapters of every kind."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield stand_in
     stand_in.close()
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Kind -> (model, adapter, its output, losses) of `small_model.trained_kind`."""
+    from finetune.adapters.kinds import KINDS
+    from tests.adapters.small_model import trained_kind
+
+    return {kind: trained_kind(kind) for kind in KINDS}

@@ -9,6 +9,7 @@ from diffusers import HunyuanDiT2DModel
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
 from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.kinds import AdapterSize, inject_adapter
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters, remove
 from tests.tiny_models.hunyuan_dit import build
 
@@ -66,3 +67,18 @@ def trained_adapter(rank: int = 4, alpha: float = 8.0, seed: int = 0, size: floa
     adapter = collect_lora(model)
     remove(model)
     return adapter
+
+
+def trained_kind(kind: str, **changes) -> tuple[torch.nn.Module, AdapterFile, torch.Tensor, list[float]]:
+    """A model after four steps towards another output: (model, adapter, its output, losses)."""
+    model = tiny_transformer()
+    inject_adapter(model, ATTENTION, AdapterSize(kind, **{"rank": 4, "alpha": None if kind == "oft" else 6.0, **changes}), seed=3)
+    optimizer = torch.optim.AdamW([parameter for _, parameter in lora_parameters(model)], lr=0.02)
+    target, losses = torch.randn(run(model).shape, generator=torch.Generator().manual_seed(9)), []
+    for _ in range(4):
+        loss = (forward(model) - target).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return model, collect_lora(model), run(model), losses

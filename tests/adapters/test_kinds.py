@@ -10,44 +10,23 @@ import torch
 from peft import PeftModel
 from torch.testing import assert_close
 
-from finetune.adapters.adapter_file import PEFT_CONFIG, AdapterFile, read_adapter, usual_name, write_adapter
+from finetune.adapters.adapter_file import PEFT_CONFIG, read_adapter, usual_name, write_adapter
 from finetune.adapters.arithmetic import Weighted, compare, merge, rescale
-from finetune.adapters.attach import attach, attach_together, bake, bypassed, detach, set_weights, weights
+from finetune.adapters.attach import attach, bake, bypassed, detach, weights
 from finetune.adapters.bake_files import baked_tensor
 from finetune.adapters.exporting import export
 from finetune.adapters.forms import PEFT_PREFIX
 from finetune.adapters.inspection import inspect_adapter
 from finetune.adapters.kinds import KINDS, AdapterSize, inject_adapter, parameter_count, start_parameters
 from finetune.adapters.lora import collect_lora, lora_parameters, remove, weight_shapes
-from finetune.adapters.lycoris import as_lora, in_one_form
+from finetune.adapters.lycoris import as_lora
 from finetune.adapters.verify import fingerprints, verify_adapter
-from finetune.adapters.weight_change import weight_change
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
-from tests.adapters.small_model import ATTENTION, forward, run, tiny_transformer
+from tests.adapters.small_model import ATTENTION, run, tiny_transformer, trained_kind
 
 OWN_FORM = [kind for kind, facts in KINDS.items() if facts.form.name != "lora"]
 FIRST = "blocks.0.attn1.to_q"
-
-
-def trained(kind: str, **changes) -> tuple[torch.nn.Module, AdapterFile, torch.Tensor, list[float]]:
-    """A model after four steps towards another output: (model, adapter, its output, losses)."""
-    model = tiny_transformer()
-    inject_adapter(model, ATTENTION, AdapterSize(kind, **{"rank": 4, "alpha": None if kind == "oft" else 6.0, **changes}), seed=3)
-    optimizer = torch.optim.AdamW([parameter for _, parameter in lora_parameters(model)], lr=0.02)
-    target, losses = torch.randn(run(model).shape, generator=torch.Generator().manual_seed(9)), []
-    for _ in range(4):
-        loss = (forward(model) - target).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return model, collect_lora(model), run(model), losses
-
-
-@pytest.fixture(scope="module")
-def results():
-    return {kind: trained(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +158,7 @@ def test_dora_learns_its_magnitudes(results):
 @pytest.mark.parametrize("kind", ["lora", "pissa", "lokr"])
 def test_ranks_and_alphas_by_pattern_are_trained_and_kept_in_the_file(kind, tmp_path):
     patterns = {"rank_pattern": {r".*attn2.*": 2, r"blocks\.0\..*": 3}, "alpha_pattern": {r"blocks\.1\.attn1\.to_q": 1.0}}
-    _, adapter, expected, _ = trained(kind, **patterns)
+    _, adapter, expected, _ = trained_kind(kind, **patterns)
     factor = 2 if kind == "pissa" else 1
     if kind != "lokr":  # a LoKr's factor may be whole at any rank
         assert adapter.ranks["blocks.0.attn2.to_k"] == 2 * factor and adapter.ranks[FIRST] == 3 * factor and adapter.ranks["blocks.1.attn1.to_v"] == 4 * factor
@@ -243,79 +222,6 @@ def test_a_dora_goes_into_lycoris_and_kohya_names_with_its_scale(results, tmp_pa
     model = tiny_transformer()
     attach(model, read_adapter(tmp_path / "lycoris.safetensors", KEY_MAPS, family="hunyuan_dit"), "style")
     assert_close(run(model), expected, atol=2e-5, rtol=1e-4)
-
-
-def test_a_loha_beside_a_lora_acts_as_the_lora_that_it_equals(results):
-    model = tiny_transformer()
-    attach(model, results["lora"][1], "first")
-    attach(model, results["loha"][1], "second")
-    set_weights(model, {"first": 0.0})
-    assert_close(run(model), results["loha"][2], atol=2e-5, rtol=1e-4)
-    with pytest.raises(AdapterError, match="attach the LoRA first") as caught:
-        other = tiny_transformer()
-        attach(other, results["loha"][1], "first")
-        attach(other, results["lora"][1], "second")
-    assert caught.value and list(weights(other)) == ["first"]
-
-
-@pytest.mark.parametrize("order", [("loha", "lokr"), ("lokr", "lora", "loha")])
-def test_adapters_of_several_forms_act_together_as_the_sum_of_their_changes(results, order):
-    model = tiny_transformer()
-    for name, adapter in zip(order, in_one_form([results[kind][1] for kind in order]), strict=True):
-        attach(model, adapter, f"worn_{name}", 0.5)
-    baked = tiny_transformer()
-    attach(baked, merge([Weighted(results[kind][1], 0.5) for kind in order]).adapter, "sum")
-    assert_close(run(model), run(baked), atol=2e-5, rtol=1e-4)
-    assert in_one_form([results["loha"][1], results["oft"][1]])[1] is results["oft"][1] and in_one_form([results["loha"][1]])[0] is results["loha"][1]
-
-
-@pytest.mark.parametrize("others", [("lora",), ("loha",), ("lokr", "lora"), ("oft",)])
-def test_an_oft_lies_under_other_adapters_which_act_as_they_do_alone(results, others):
-    """What acts in the model is what is baked into it; what is off takes no part; the model comes back untouched."""
-    model, plain = tiny_transformer(), run(tiny_transformer())
-    names = {f"other{number}": (results[kind][1], 1.0) for number, kind in enumerate(others)}
-    before = fingerprints(model)
-    attach_together(model, {**names, "turn": (results["oft"][1], 1.0)})
-    assert weights(model) == {"turn": 1.0} | dict.fromkeys(names, 1.0)
-    together = run(model)
-    for name, alone in {"turn": "oft", **dict(zip(names, others, strict=True))}.items():
-        set_weights(model, dict.fromkeys(weights(model), 0.0) | {name: 1.0})
-        assert_close(run(model), results[alone][2], atol=2e-5, rtol=1e-4)
-        assert not torch.allclose(run(model), together, atol=1e-3)
-    set_weights(model, dict.fromkeys(weights(model), 0.0))
-    assert run(model).equal(plain)
-    set_weights(model, dict.fromkeys(weights(model), 1.0))
-    with bypassed(model):
-        assert run(model).equal(plain)
-    detach(model, "turn")
-    assert not torch.allclose(run(model), together, atol=1e-3) and list(weights(model)) == list(names)
-    detach(model)
-    assert fingerprints(model) == before and run(model).equal(plain)
-    attach_together(model, {**names, "turn": (results["oft"][1], 1.0)})
-    bake(model)
-    assert_close(run(model), together, atol=2e-5, rtol=1e-4)
-
-
-def test_an_oft_under_a_lora_changes_each_weight_by_the_sum_of_both_changes(results):
-    model, oft, lora = tiny_transformer(), results["oft"][1], results["lora"][1]
-    weight = model.get_submodule(FIRST).weight.clone()
-    attach_together(model, {"style": (lora, 0.5), "turn": (oft, 1.0)})
-    bake(model)
-    assert_close(model.get_submodule(FIRST).weight, weight + weight_change(oft.parts(FIRST), weight) + weight_change(lora.parts(FIRST), weight, 0.5), atol=1e-5, rtol=1e-4)
-
-
-def test_an_oft_comes_first_and_acts_whole(results):
-    model = tiny_transformer()
-    attach(model, results["lora"][1], "first")
-    with pytest.raises(AdapterError, match="also turn what the LoRA") as caught:
-        attach(model, results["oft"][1], "turn")
-    assert "attach the OFT first" in caught.value.fix and list(weights(model)) == ["first"]
-    detach(model)
-    attach(model, results["oft"][1], "turn")
-    with pytest.raises(AdapterError, match="weight of 0.5"):
-        set_weights(model, {"turn": 0.5})
-    with pytest.raises(AdapterError, match="blocks of 5 do not divide"):
-        inject_adapter(tiny_transformer(), ATTENTION, AdapterSize("oft", rank=5), seed=0)
 
 
 def test_a_broken_loha_is_named(results, tmp_path):
