@@ -97,10 +97,11 @@ def read_picture_folder(root: Path) -> Reading:
     orphans: list[Path] = []
     mask_folders = [folder for folder in folders if _is_mask_folder(folder)]
     claimed: set[Path] = set()
+    set_apart: dict[Path, str] = {}
     for folder in folders:
         captions = FolderCaptions(folder.path, folder.names, model_written_captions(folder.path))
         pictures = [name for name in folder.names if is_picture(folder.path / name)]
-        masks = _masks(folder, pictures, [below for below in mask_folders if below.path.parent == folder.path])
+        masks = _masks(folder, pictures, [masks for masks in mask_folders if _owner(masks) == folder.parts])
         claimed |= masks.claimed
         if kohya and pictures and not _kohya_part(folder.parts) and not _is_mask_folder(folder):
             plain_folders += 1
@@ -109,7 +110,7 @@ def read_picture_folder(root: Path) -> Reading:
             if path in row_masks or name in masks.no_pictures and path not in rows:
                 continue
             if _is_mask_folder(folder) and path not in rows:
-                reading.left_out += [] if path in claimed else [LeftOut(path, NO_PICTURE_OF_THIS_NAME.format(folder.parts[-1]), "mask_without_picture")]
+                set_apart[path] = _mask_part(folder)
                 continue
             entry = _entry(path, folder, captions, masks.of.get(name), rows.pop(path, None), kohya)
             reading.entries.append(replace(entry, warnings=(*entry.warnings, masks.warnings[name])) if name in masks.warnings else entry)
@@ -117,6 +118,7 @@ def read_picture_folder(root: Path) -> Reading:
             if name not in pictures and not name.lower().endswith((*CAPTION_SUFFIXES, *COMPANION_SUFFIXES)):
                 reading.other_files.append(folder.path / name)
         orphans += [folder.path / name for name in captions.orphans()]
+    reading.left_out += [LeftOut(path, NO_PICTURE_OF_THIS_NAME.format(name), "mask_without_picture") for path, name in set_apart.items() if path not in claimed]
     for path, row in rows.items():
         reading.left_out.append(LeftOut(path, f"named in {row.where} but there is no such file", "missing"))
     reading.layout = _layout_name(reading, bool(rows or any(e.layout == "metadata" for e in reading.entries)), kohya)
@@ -164,13 +166,24 @@ def _kohya_part(parts: tuple[str, ...]) -> tuple[str, str] | None:
     return match[1], match[2].replace("_", " ").strip()
 
 
+def _mask_part(folder: Folder) -> str | None:
+    """The part of its path that makes it a folder of masks or condition pictures; None where it is none."""
+    return next((part for part in folder.parts if part.lower() in MASK_FOLDERS), None)
+
+
 def _is_mask_folder(folder: Folder) -> bool:
-    return bool(folder.parts) and folder.parts[-1].lower() in MASK_FOLDERS
+    return _mask_part(folder) is not None
+
+
+def _owner(masks: Folder) -> tuple[str, ...]:
+    """Parts of the folder whose pictures they belong to: cats/masks and masks/cats are both for cats."""
+    at = masks.parts.index(_mask_part(masks))
+    return masks.parts[:at] + masks.parts[at + 1:]
 
 
 @dataclass
 class _Masks:
-    """of: mask by picture name.  no_pictures: names in this folder that are masks or condition pictures.  claimed: files in mask folders below
+    """of: mask by picture name.  no_pictures: names in this folder that are masks or condition pictures.  claimed: files in mask folders
     that belong to a picture here.  warnings: by picture name."""
 
     of: dict[str, Path] = field(default_factory=dict)
@@ -186,19 +199,19 @@ class _Masks:
             self.of[name] = mask
 
 
-def _masks(folder: Folder, pictures: list[str], below: Iterable[Folder]) -> _Masks:
+def _masks(folder: Folder, pictures: list[str], apart: Iterable[Folder]) -> _Masks:
     """Masks of a folder's pictures (`a-masklabel.png`, `a_mask.png`, `a.mask.png` beside a.jpg, or masks/a.png): each is for every
-    picture of its stem. below: the mask folders inside this one."""
+    picture of its stem. apart: the mask folders that belong to this one."""
     by_stem: dict[str, list[str]] = {}
     for name in pictures:
         by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
     found = _Masks()
-    for masks in below:
+    for masks in apart:
         for name in masks.names:
             owners, path = by_stem.get(os.path.splitext(name)[0]), masks.path / name
             if owners and is_picture(path):
                 found.claimed.add(path)
-                if masks.parts[-1].lower() in MASK_FOLDERS[:2]:
+                if _mask_part(masks).lower() in MASK_FOLDERS[:2]:
                     found.take(owners, path)
     for stem, names in by_stem.items():
         suffix = next((suffix for suffix in MASK_STEM_SUFFIXES if stem.endswith(suffix)), None)

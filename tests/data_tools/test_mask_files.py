@@ -44,6 +44,17 @@ def test_a_mask_belongs_to_every_picture_of_its_name(tmp_path, place, is_mask):
     assert {entry.mask for entry in entries.values()} == {tmp_path / place if is_mask else None}
 
 
+@pytest.mark.parametrize("place", ["masks/cats/a.png", "cats/masks/a.png"])
+def test_masks_may_lie_in_a_tree_of_their_own(tmp_path, place):
+    """Before, a folder inside one for masks was trained."""
+    save(tmp_path / "cats" / "a.png")
+    mask(tmp_path / place)
+    save(tmp_path / "masks" / "cats" / "other.png", seed=3)
+    entries, left_out = found_in(tmp_path)
+    assert set(entries) == {"cats/a.png"} and entries["cats/a.png"].mask == tmp_path / place
+    assert set(left_out) == {"masks/cats/other.png"} and "a folder called masks" in left_out["masks/cats/other.png"].reason
+
+
 def test_a_second_mask_is_no_picture_and_is_mentioned(tmp_path):
     save(tmp_path / "a.jpg")
     mask(tmp_path / "a_mask.jpg")
