@@ -32,7 +32,6 @@ def training_sizes(base: str | None, resolution: int | None) -> TrainingSizes:
     if base is None:
         return TrainingSizes(resolution or USUAL_RESOLUTION, USUAL_MULTIPLE, "no --base given: sides in multiples of 16")
     from finetune.families.base_models import EMBEDDED
-
     from finetune.families.picture_limits import check_size, picture_limits
 
     located = _located(base)

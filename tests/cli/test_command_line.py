@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from finetune.cli import VERB_FILES
+from finetune.cli import VERB_FILES, WORDS, _command
 from tests.cli.conftest import ROOT, run
 
 HEAVY = {"torch", "transformers", "diffusers", "peft", "datasets", "bitsandbytes", "accelerate", "numpy", "PIL", "pandas", "pyarrow", "huggingface_hub", "scipy", "jinja2"}
@@ -131,3 +131,11 @@ def test_words_that_are_not_utf_8_are_refused(arguments, brushwork):
     """A tokenizer ends on them with an error of its own; a trigger became the text of an escape."""
     said = brushwork(*arguments)
     assert said.code == 2 and "these words are not UTF-8" in said.err
+
+
+def options_of(command) -> set[str]:
+    return {name for option in command.params for name in option.opts}.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+
+def test_every_option_whose_words_are_checked_is_one_of_some_verb():
+    assert options_of(_command()) >= WORDS
