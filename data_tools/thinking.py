@@ -185,12 +185,6 @@ def read_record(path: Path | str) -> ThinkingRecord:
     return from_json(data, where=str(path))
 
 
-def record_beside(picture: Path | str) -> ThinkingRecord | None:
-    """The record stored beside a picture, or None where there is none. Raises DataError for a broken one."""
-    path = thinking_path(picture)
-    return read_record(path) if path.exists() else None
-
-
 def caption_to_train(text: str) -> str | None:
     """The caption that a stored record (its JSON text) stands for in training: the enhanced prompt, which is the form
     that prompts have in use with `--think`. None for a record that gave up, and for text that is no record."""

@@ -75,11 +75,6 @@ def parse_reply(text: str) -> Reply:
     return Reply(think=think, prompt=prompt)
 
 
-def write_reply(think: str, prompt: str) -> str:
-    """The think + recaption form of a trace and a prompt; `parse_reply` gives both back for text without tags."""
-    return f"<think>{think}</think><recaption>{prompt}</recaption>"
-
-
 def first_object(text: str) -> dict[str, Any] | None:
     """The first JSON object in a text, or None. Trailing commas, which models like, are forgiven once."""
     start = text.find("{")

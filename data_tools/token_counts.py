@@ -56,11 +56,6 @@ def estimate(text: str) -> int:
     return math.ceil(words * TOKENS_A_WORD + chinese * TOKENS_A_CHARACTER) + SPECIAL_TOKENS
 
 
-def estimated_limit(encoder: str, limit: int) -> TextLimit:
-    """An encoder whose tokens can only be estimated."""
-    return TextLimit(encoder, limit, estimate, exact=False)
-
-
 def count_tokens(captions: Sequence[str], limits: Sequence[TextLimit]) -> list[TokenSummary]:
     """Counts of every caption in every encoder."""
     return [TokenSummary(limit.encoder, limit.limit, limit.exact, tuple(limit.count(text) for text in captions)) for limit in limits]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.thinking import ThinkingRecord, from_json, thinking_path, write_record
+from data_tools.thinking import ThinkingRecord, thinking_path, write_record
 from data_tools.thinking_text import trace_fields
 from finetune.thinking.lettering import drawable, font_for, wrapped
 
@@ -28,11 +28,6 @@ def shown_record(record: ThinkingRecord) -> dict[str, Any]:
 def settings_with_record(settings: dict[str, Any], record: ThinkingRecord) -> dict[str, Any]:
     """The settings for `sampling.save_picture` with the whole record in them, so that the PNG carries it."""
     return settings | {SETTINGS_NAME: record.to_json()}
-
-
-def record_in_settings(settings: dict[str, Any]) -> ThinkingRecord | None:
-    """The record that `sampling.read_settings` found in a PNG, or None. Raises DataError for a broken one."""
-    return from_json(settings[SETTINGS_NAME]) if SETTINGS_NAME in settings else None
 
 
 def store_beside(picture: Path | str, record: ThinkingRecord) -> Path:

@@ -19,7 +19,7 @@ from data_tools.report import SetFacts, lost_bands, visible, write_report
 from data_tools.buckets import Bucket, place
 from data_tools.records import ImageRecord
 from data_tools.scan import scan_folder
-from data_tools.token_counts import TextLimit, count_tokens, estimate, estimated_limit, read_and_cut
+from data_tools.token_counts import TextLimit, count_tokens, estimate, read_and_cut
 from tests.data_tools.pictures import save
 
 HOSTILE = {
@@ -34,7 +34,7 @@ HOSTILE = {
 
 def facts_of(folder, **options):
     report = scan_folder(folder, workers=2)
-    limits = [estimated_limit("short", 8)]
+    limits = [TextLimit("short", 8, estimate, exact=False)]
     captions = [r.caption for r in report.records if r.caption]
     return SetFacts(folder, report, report_buckets(report.records, resolution=64, multiple=16, most=4), caption_statistics(report.records), find_duplicates(report.records, workers=2), count_tokens(captions, limits), limits, **options)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.thinking import record_beside
+from data_tools.thinking import from_json, read_record, thinking_path
 from finetune.sampling import read_settings, save_picture
 from finetune.thinking.enhancers import think
 from finetune.thinking.lettering import CHINESE_FONTS, _font, drawable, font_for, wrapped
-from finetune.thinking.picture import picture_with_trace, record_in_settings, settings_with_record, shown_record, store_beside
+from finetune.thinking.picture import SETTINGS_NAME, picture_with_trace, settings_with_record, shown_record, store_beside
 
 RECORDS = [think('three red apples on a table, watercolor, "OPEN"'), think("一只红色的猫在盒子上面"), think("a cat").given_up("lost")]
 
@@ -54,8 +54,7 @@ def test_the_record_is_in_the_png_and_beside_it(tmp_path):
     store_beside(path, RECORDS[1])
     settings = read_settings(path)
     assert settings["seed"] == 1
-    assert record_in_settings(settings) == record_beside(path) == RECORDS[1]
-    assert record_in_settings({"seed": 1}) is None
+    assert from_json(settings[SETTINGS_NAME]) == read_record(thinking_path(path)) == RECORDS[1]
 
 
 def test_what_the_command_prints_of_a_record():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_tools.errors import DataError
 from data_tools.thinking import (
-    caption_to_train, Element, Relation, ThinkingRecord, from_json, read_record, record_beside, record_problems, thinking_path, write_record,
+    caption_to_train, Element, Relation, ThinkingRecord, from_json, read_record, record_problems, thinking_path, write_record,
 )
 from data_tools.thinking_schema import RELATIONS
 
@@ -38,10 +38,10 @@ def test_json_form_gives_back_the_same_record(record):
 
 def test_file_lies_beside_its_picture_and_gives_back_the_same_record(tmp_path):
     picture = tmp_path / "猫.png"
-    assert record_beside(picture) is None
+    assert not thinking_path(picture).exists()
     write_record(thinking_path(picture), RECORD)
     assert (tmp_path / "猫.thinking.json").exists()
-    assert record_beside(picture) == RECORD
+    assert read_record(thinking_path(picture)) == RECORD
 
 
 def changed(**values):

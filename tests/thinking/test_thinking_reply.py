@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.thinking_reply import asks_to_think, first_object, parse_reply, write_reply
+from data_tools.thinking_reply import asks_to_think, first_object, parse_reply
 
 READ = {
     "think and recaption": ("<think>two cats</think><recaption>two cats sit</recaption>", "two cats", "two cats sit"),
@@ -67,7 +67,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp"), blac
 @settings(max_examples=80, deadline=None)
 @given(TEXT, TEXT)
 def test_written_replies_are_read_back(think, prompt):
-    reply = parse_reply(write_reply(think, prompt))
+    reply = parse_reply(f"<think>{think}</think><recaption>{prompt}</recaption>")
     assert (reply.think, reply.prompt) == (think, prompt)
 
 
