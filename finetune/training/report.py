@@ -39,7 +39,7 @@ PAGE = """<!doctype html>
 <h1>{{ name }}</h1>
 {% if sheet %}<h2>Before and after</h2>
 <img src="{{ sheet }}" alt="The same prompts and seeds before and after training">
-<p class="note">The same prompts and seeds. The lower pictures are drawn by the adapter file as it was loaded back into a fresh base.</p>{% endif %}
+<p class="note">The same prompts and seeds. What is called after was drawn by the adapter file as it was loaded back into a fresh base.</p>{% endif %}
 {% if facts %}<h2>Proof and cost</h2><table>{% for key, value in facts %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
 <h2>Curves</h2>
 {% for curve in curves %}<h3>{{ curve.title }}</h3>
