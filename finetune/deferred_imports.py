@@ -29,6 +29,8 @@ PLAIN_ANSWERS: dict[str, Callable[..., bool]] = {
     "is_nested_int": lambda size: False, "sym_and": lambda *conditions: all(conditions), "sym_or": lambda *conditions: any(conditions),
     "sym_eq": lambda one, other: list(one) == list(other) if isinstance(one, (list, tuple)) else one == other,
 }
+# What it finds in a tensor of plain sizes: nothing.
+SYMBOLS_OF_TENSORS = ("free_unbacked_symbols",)
 NEVER_OF_PLAIN = ("guarding_hint_or_throw", "has_guarding_hint")
 
 
@@ -122,15 +124,18 @@ def defer_compiler() -> None:
 def defer_formulas() -> None:
     """From here on sizes that are formulas are understood when the first one is met; nothing happens where they are already."""
     about_sizes = {name: _answer(name, plain) for name, plain in PLAIN_ANSWERS.items()} | {name: _Later(SIZES, name) for name in NEVER_OF_PLAIN}
+    about_sizes |= {name: _answer(name, lambda tensor: set(), _has_plain_sizes) for name in SYMBOLS_OF_TENSORS}
     for module, names in ((FORMULAS, {"Basic": _Later(FORMULAS, "Basic")}), (SIZES, about_sizes)):
         if module not in sys.modules and (spec := importlib.util.find_spec(module)) is not None:
             sys.modules[module] = _Unused(spec)
             vars(sys.modules[module]).update(names)
 
 
-def _answer(name: str, plain: Callable[..., bool]) -> Callable[..., bool]:
-    def answer(*asked: Any, **options: Any) -> bool:
-        if options or not all(_is_plain(one) for one in asked):
+def _answer(name: str, plain: Callable[..., Any], is_plain: Callable[[Any], bool] | None = None) -> Callable[..., Any]:
+    is_plain = is_plain or _is_plain
+
+    def answer(*asked: Any, **options: Any) -> Any:
+        if options or not all(is_plain(one) for one in asked):
             return _Later(SIZES, name)(*asked, **options)
         return plain(*asked)
 
@@ -140,6 +145,11 @@ def _answer(name: str, plain: Callable[..., bool]) -> Callable[..., bool]:
 def _is_plain(asked: Any) -> bool:
     """A condition that is settled, a size that is a number, or a shape of such."""
     return all(map(_is_plain, asked)) if isinstance(asked, (list, tuple)) else isinstance(asked, int)
+
+
+def _has_plain_sizes(asked: Any) -> bool:
+    """A tensor whose sizes, strides and offset are numbers."""
+    return isinstance(getattr(asked, "shape", None), tuple) and all(isinstance(number, int) for number in (*asked.shape, *asked.stride(), asked.storage_offset()))
 
 
 class _Later:
@@ -237,6 +247,25 @@ def names_later(library: str, *modules: str) -> Iterator[None]:
         package.__class__ = plain
         for name in stand_ins:
             _drop_stand_in(name)
+
+
+def list_models_once() -> None:
+    """Let `transformers.models` take the list of its models from `transformers`, which has read all their files for it; it would
+    read them again (half a second)."""
+    reading, package = importlib.import_module("transformers.utils.import_utils"), importlib.import_module("transformers")
+    models, read = Path(package.__file__).parent / "models", reading.define_import_structure
+    if "transformers.models" in sys.modules or getattr(read, "reads_once", False):
+        return
+
+    def structure(path: str | Path, prefix: str | None = None) -> dict:
+        if prefix is not None or Path(path) != models / "__init__.py":
+            return read(path, prefix)
+        # `transformers` adds parts of its own to what it was given.
+        return {needs: {name.removeprefix("models."): names for name, names in found.items() if name.startswith("models.")}
+                for needs, found in read(models, prefix="models").items()}
+
+    structure.reads_once = True
+    reading.define_import_structure = structure
 
 
 def one_process_only() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.deferred_imports import COMPILER, FORMULAS, PLAIN_ANSWERS, SIZES, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, FORMULAS, PLAIN_ANSWERS, SIZES, defer_compiler, defer_formulas, defer_part, list_models_once, names_later, one_process_only
 
 PACKAGE = """
 import importlib, sys, types
@@ -206,3 +206,48 @@ def test_stand_ins_answer_about_plain_sizes_as_the_real_one_does() -> None:
             assert plain(*asked) is getattr(real, name)(*asked), (name, asked)
     defer_formulas()
     assert sys.modules[SIZES] is real and hasattr(sys.modules[FORMULAS], "Integer"), "what is there stays"
+
+
+# Values are put into a part of a tensor: of plain sizes and of formulas.
+SCATTERED = """
+import sys
+import torch
+from finetune.deferred_imports import defer_formulas
+defer_formulas()
+whole, part = torch.ones(5, 7, device="meta"), torch.ones(2, 7, device="meta")
+assert torch.slice_scatter(whole, part, 0, 1, 3).stride() == (7, 1)
+assert torch.slice_scatter(whole[:1].expand(5, 7), part, 0, 1, 3).stride() == (7, 1), "memory that elements share becomes their own"
+assert "sympy.core" not in sys.modules
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
+formula = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.ones(5, 7), static_shapes=False)
+assert not free_unbacked_symbols(formula) and "sympy.core" in sys.modules
+unknown = ShapeEnv().create_unbacked_symint()
+assert len(free_unbacked_symbols(unknown)) == 1
+"""
+
+
+def test_values_are_put_into_a_part_without_formulas_for_sizes() -> None:
+    subprocess.run([sys.executable, "-c", SCATTERED], check=True)
+
+
+LISTED = """
+import transformers
+from transformers.utils import import_utils
+from finetune.deferred_imports import list_models_once
+from pathlib import Path
+read, opened, plain = import_utils.define_import_structure, [], import_utils.fetch__all__
+file = str(Path(transformers.__file__).parent / "models" / "__init__.py")
+import_utils.fetch__all__ = lambda content: opened.append(1) or plain(content)
+list_models_once()
+once = import_utils.define_import_structure(file)
+assert not opened
+assert once == read(file) and opened, "the same list, without reading"
+list_models_once()
+import transformers.models
+assert transformers.T5EncoderModel.__module__ == "transformers.models.t5.modeling_t5" and transformers.models.t5.T5EncoderModel is transformers.T5EncoderModel
+"""
+
+
+def test_the_list_of_models_is_read_once() -> None:
+    subprocess.run([sys.executable, "-c", LISTED], check=True)

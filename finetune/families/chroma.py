@@ -60,10 +60,11 @@ class Chroma:
         states, mask = stack_padded(conditionings, "t5", device, dtype)
         tokens = pack(noisy).to(dtype)
         everything = torch.cat([mask, torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)], dim=1)
+        is_padded = len({len(conditioning.tensors["t5"]) for conditioning in conditionings}) > 1  # asking the mask would wait for the GPU
         output = transformer(
             hidden_states=tokens, encoder_hidden_states=states, timestep=level.timestep.to(device, torch.float32) / 1000,
             img_ids=grid_ids(height // 2, width // 2, 3, device), txt_ids=torch.zeros(states.shape[1], 3, device=device),
-            attention_mask=None if everything.all() else everything, return_dict=False)[0]
+            attention_mask=everything if is_padded else None, return_dict=False)[0]
         return unpack(output.float(), height, width)
 
     def latent_shape(self, pipeline: Any, height: int, width: int) -> tuple[int, int, int]:

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from finetune.training.plan_repeats import RepeatedResults
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -49,6 +51,7 @@ class _Recorder(TorchDispatchMode):
         self.live = self.peak = self.flops = self.attention_flops = self.operations = 0
         self.events: list[int] = []
         self._alive: dict[int, Any] = {}
+        self._results = RepeatedResults()
 
     def _gone(self, key: int, size: int, place: int) -> None:
         self._alive.pop(key, None)
@@ -76,7 +79,7 @@ class _Recorder(TorchDispatchMode):
             self._alive.setdefault(tensor.untyped_storage()._cdata, tensor)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
+        result = self._results.of(operation, args, kwargs or {})
         self.operations += 1
         work = flop_registry.get(operation._overloadpacket)
         if work is not None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from finetune.absent_libraries import absent
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, list_models_once, names_later, one_process_only
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
 NEEDED_LATE = ("peft", "peft.helpers", "diffusers.models.transformers", "diffusers.schedulers.scheduling_utils")
@@ -47,6 +47,7 @@ def import_libraries(base: Path) -> None:
             defer_formulas()
             defer_part(DIVIDED_TENSORS)
             one_process_only()
+            list_models_once()
         for name in NEEDED_LATE:
             importlib.import_module(name)
     import_utils = importlib.import_module("peft.import_utils")
