@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from finetune.errors import BadInput, RunFolderError
+from finetune.training.quantiser_library import load_bitsandbytes
 
 Json = dict[str, Any]
 
@@ -35,9 +36,7 @@ def choose_optimizer(name: str, device: torch.device) -> OptimizerChoice:
 
 def _bitsandbytes(class_name: str) -> Callable[..., torch.optim.Optimizer]:
     def build(parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        import bitsandbytes
-
-        return getattr(bitsandbytes.optim, class_name)(parameters, lr=learning_rate, weight_decay=weight_decay)
+        return getattr(load_bitsandbytes().optim, class_name)(parameters, lr=learning_rate, weight_decay=weight_decay)
 
     return build
 

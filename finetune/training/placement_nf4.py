@@ -13,6 +13,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from finetune.training.quantiser_library import load_bitsandbytes
+
 # Numbers that share one scale, as QLoRA has them, and scales that share one of the second level.
 BLOCK, SCALES_BLOCK = 64, 256
 # Numbers looked at in one go: small enough for the processor's cache.
@@ -32,7 +34,7 @@ def _levels(scaled: numpy.ndarray, boundaries: list[float], found: numpy.ndarray
 def pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Floating point of any shape, a multiple of `BLOCK` numbers -> packed (n / 2, 1) uint8 with the first of two numbers in the
     high half, and the largest absolute value of each block (n / BLOCK,) float32."""
-    from bitsandbytes import functional
+    functional = load_bitsandbytes().functional
 
     levels = functional.get_4bit_type("nf4", device="cpu")
     boundaries = [numpy.float32(value) for value in ((levels[:-1] + levels[1:]) / 2).tolist()]
@@ -51,7 +53,7 @@ def pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantise_nf4(weight: Tensor) -> dict[str, Tensor]:
     """(out, in) -> named parts: "" is the packed weight, the others what bitsandbytes' own state dict has beside it."""
-    from bitsandbytes import functional
+    functional = load_bitsandbytes().functional
 
     if weight.numel() % BLOCK or weight.device.type != "cpu":
         packed, state = functional.quantize_4bit(weight.contiguous(), compress_statistics=True, quant_type="nf4")
@@ -70,7 +72,7 @@ def expand_nf4(packed: Tensor, state: Any, target: Tensor) -> Tensor:
     state: its `QuantState`. In pieces that stay in the processor's cache: the library takes new memory for every weight as a
     whole, and the pages of that cost more than the arithmetic.
     """
-    from bitsandbytes import functional
+    functional = load_bitsandbytes().functional
 
     scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
     numbers, bytes_packed = target.view(-1), packed.view(-1, 1)

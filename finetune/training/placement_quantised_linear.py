@@ -5,12 +5,14 @@ Apart from the layers that only cast, since whoever quantises nothing need not l
 
 from __future__ import annotations
 
-import bitsandbytes
 import torch
 from torch import Tensor, nn
 
 from finetune.training.placement_linear import Scratch, multiply
 from finetune.training.placement_nf4 import expand_nf4
+from finetune.training.quantiser_library import load_bitsandbytes
+
+bitsandbytes = load_bitsandbytes()
 
 
 class Int8Linear(bitsandbytes.nn.Linear8bitLt):

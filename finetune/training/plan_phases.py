@@ -19,6 +19,7 @@ from finetune.recipe import Recipe
 from finetune.training.placement import QUANTISED, Hold
 from finetune.training.plan_kept import configurations, kept
 from finetune.training.plan_tracing import trace
+from finetune.training.quantiser_library import load_bitsandbytes
 
 if TYPE_CHECKING:
     from finetune.families.base_models import BaseModel
@@ -148,7 +149,7 @@ def quantiser_bytes() -> int:
     # What tracing has freed would take part of it in.
     trim_heap()
     before = process.memory_info().rss
-    importlib.import_module("bitsandbytes")
+    load_bitsandbytes()
     return max(process.memory_info().rss - before, 0)
 
 

@@ -17,6 +17,7 @@ from finetune.training.placement import Hold
 from finetune.training.placement_nf4 import expand_nf4
 from finetune.training.plan_model import StepCost
 from finetune.training.plan_tracing import trace
+from finetune.training.quantiser_library import load_bitsandbytes
 
 # Of each probe; there are six, and one more for weights that are expanded.
 PROBE_SECONDS = 0.04
@@ -146,9 +147,7 @@ def _expansion(hold: Hold, device: torch.device) -> Callable[[], object]:
     """What happens to `NUMBERS` of a weight before it is multiplied."""
     target = torch.empty(NUMBERS // 1024, 1024, dtype=hold.compute, device=device)
     if hold.name == "nf4" and device.type == "cpu":
-        from bitsandbytes import functional
-
-        packed, state = functional.quantize_4bit(target.fill_(1.0), compress_statistics=True, quant_type="nf4")
+        packed, state = load_bitsandbytes().functional.quantize_4bit(target.fill_(1.0), compress_statistics=True, quant_type="nf4")
         return lambda: expand_nf4(packed, state, target)
     if hold.name in ("int8", "nf4"):
         small = torch.ones_like(target, dtype=torch.int8)
