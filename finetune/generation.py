@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,14 @@ def _encoded(base: BaseModel, pipeline: Any, texts: Sequence[str], worn: Sequenc
 
 
 def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets: Sequence[Mapping[str, float]], requests: Sequence[PictureRequest], *,
-                    rewrite: Rewrite | None = None, progress: Progress | None = None, batch_size: int = 8, offload: bool = False) -> Iterator[DrawnPicture]:
+                    rewrite: Rewrite | None = None, progress: Progress | None = None, batch_size: int = 8, offload: bool = False,
+                    on_drawn: Callable[[DrawnPicture], None] | None = None) -> list[DrawnPicture]:
     """Draw every request with every set of adapter strengths, set after set.
 
     adapters: name -> adapter, attached together.  weight_sets: name -> strength; adapters not named in a set are off.
     rewrite: gives the text to draw with for a prompt; called once a prompt, while the tokenizers are loaded.
     offload: the transformer and the autoencoder take turns on the device, so that it must hold only the larger; same pictures.
+    on_drawn: called with each picture as soon as it is there, batch by batch.
     Raises AdapterError when an adapter does not fit the base, BadInput for sizes that it cannot draw.
     """
     progress, device = progress or Progress(), best_device()
@@ -133,13 +135,27 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
     attach_together(pipeline.transformer, {name: (adapter.file, 1.0) for name, adapter in adapters.items()})
     if offload:
         take_turns(pipeline, device)
-    negatives = {request.negative for request in requests}
+    negatives, found = {request.negative for request in requests}, []
     for weights, conditionings in zip(weight_sets, encoded, strict=True):
         set_weights(pipeline.transformer, {name: weights.get(name, 0.0) for name, adapter in adapters.items() if adapter.file.tensors})
         active = next((found for name, found in tokens.items() if weights.get(name)), None)
-        pictures = draw(base.family, pipeline, rewritten, conditionings_with_tokens(conditionings, active, negatives), batch_size=batch_size, progress=progress)
-        for asked, request, image in zip(requests, rewritten, pictures, strict=True):
-            yield DrawnPicture(image, request, asked.prompt, dict(weights))
+        of_set, keep = _keeping(requests, rewritten, weights, on_drawn)
+        draw(base.family, pipeline, rewritten, conditionings_with_tokens(conditionings, active, negatives), batch_size=batch_size, progress=progress, on_picture=keep)
+        found += [of_set[place] for place in range(len(requests))]
+    return found
+
+
+def _keeping(requests: Sequence[PictureRequest], rewritten: Sequence[PictureRequest], weights: Mapping[str, float],
+             on_drawn: Callable[[DrawnPicture], None] | None) -> tuple[dict[int, DrawnPicture], Callable[[int, Any], None]]:
+    """Where the pictures of a set of strengths will be by their places, and what puts them there."""
+    found: dict[int, DrawnPicture] = {}
+
+    def keep(place: int, image: Any) -> None:
+        found[place] = DrawnPicture(image, rewritten[place], requests[place].prompt, dict(weights))
+        if on_drawn is not None:
+            on_drawn(found[place])
+
+    return found, keep
 
 
 def _thinking_tokens(base: BaseModel, adapters: Mapping[str, LoadedAdapter]) -> dict[str, ThinkingTokens]:

@@ -67,12 +67,13 @@ def initial_latents(seed: int, shape: Sequence[int]) -> Tensor:
 
 def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest], conditionings: Mapping[str, Conditioning], *,
          batch_size: int = 8, progress: Progress | None = None, latents: Sequence[Tensor] | None = None,
-         output_type: str = "pil", on_step: Callable[[int], None] | None = None) -> list[Any]:
+         output_type: str = "pil", on_step: Callable[[int], None] | None = None, on_picture: Callable[[int, Any], None] | None = None) -> list[Any]:
     """Pictures in the order of `requests`, by the pipeline's own call. Needs the parts "transformer" and "vae".
 
     conditionings: from `encode_all(prompts_of(requests))`.  latents: initial noise (C, h, w) for each request, else from
     its seed.  output_type: "pil" pictures or "pt" tensors (3, H, W) in [0, 1].
     on_step: called with the number of pictures in flight after each denoising step, where the pipeline can.
+    on_picture: called with the place in `requests` and the picture as soon as it is there, batch by batch.
     Raises BadInput for a size that the model cannot draw or a prompt that was not encoded.
     """
     limits = family.facts.limits(pipeline.transformer.config) if family.facts.limits else NO_LIMITS
@@ -93,6 +94,8 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
                 pictures = _draw_batch(family, pipeline, chosen, conditionings, torch.stack(noise).to(device), output_type, on_step)
                 for index, picture in zip(batch, pictures, strict=True):
                     drawn[index] = picture
+                    if on_picture is not None:
+                        on_picture(index, picture)
                 advance(len(batch))
     finally:
         pipeline.transformer.train(was_training)

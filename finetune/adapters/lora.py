@@ -198,29 +198,6 @@ def collect_lora(model: nn.Module, name: str = "default") -> AdapterFile:
     return AdapterFile(tensors)
 
 
-def load_lora(model: nn.Module, adapter: AdapterFile, name: str = "default") -> None:
-    """Put the tensors of `adapter` into an already injected model, to train on from there.
-
-    Both must hold exactly the same modules and ranks, else AdapterError. The scale of the model is divided out of B:
-    exact when alpha / rank is a power of two. (A checkpoint that must be exact keeps `lora_parameters` instead.)
-    """
-    import torch
-
-    layers = dict(layers_of(model, name))
-    if set(layers) != set(adapter.modules):
-        odd = sorted(set(layers) ^ set(adapter.modules))
-        raise AdapterError(f"{len(odd)} modules are only in the {'model' if odd[0] in layers else 'adapter'}, first {odd[0]}")
-    for module, layer in layers.items():
-        a, b = adapter.pair(module)
-        if layer.lora_A[name].weight.shape != a.shape or layer.lora_B[name].weight.shape != b.shape:
-            raise AdapterError(f"{module}: the adapter has rank {a.shape[0]}, the model {layer.r[name]}")
-    with torch.no_grad():
-        for module, layer in layers.items():
-            a, b = adapter.pair(module)
-            layer.lora_A[name].weight.copy_(a)
-            layer.lora_B[name].weight.copy_(b.float() / unit_scale(layer, name))
-
-
 def remove(model: nn.Module, name: str | None = None) -> None:
     """Take the adapter `name` off, or all of them; after the last one every layer is the original object again."""
     around = {id(child): (parent, key) for parent in model.modules() for key, child in parent.named_children()}

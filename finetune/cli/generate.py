@@ -10,7 +10,7 @@ import typer
 
 from data_tools.errors import BadInput
 from finetune.cli.generate_arguments import MOST_PICTURES, NamedAdapter, parse_adapters, parse_seeds, parse_size, weight_sets
-from finetune.cli.generate_output import Kept, as_data, grid_sheet, save_kept, save_sheet, trace_blocks
+from finetune.cli.generate_output import Kept, as_data, grid_sheet, output_folder, save_kept, save_sheet, trace_blocks
 from finetune.cli.output import Json, Quiet, emit, progress_for
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def generate(
     sets, progress = weight_sets(named), progress_for(quiet)
     if len(prompt) * len(seeds) * len(sets) > MOST_PICTURES:
         raise BadInput(f"these are {len(prompt) * len(seeds) * len(sets):,} pictures", fix=f"at most {MOST_PICTURES:,} are drawn at once")
-    out.mkdir(parents=True, exist_ok=True)
 
     from finetune.families.base_models import locate_base
     from finetune.generation import draw_from_files, usual_size
@@ -67,12 +66,19 @@ def generate(
     ]
     trigger = _trigger_note(files, requests, progress)
     records: dict[str, ThinkingRecord] = {}
-    thinker = _rewrite(think, _enhancer(enhancer, enhancer_model), trigger, seeds[0], records)
-    drawn = list(draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress, offload=offload))
-    kept, labels, extra = _keep(drawn, reward if best_of else None, len(seeds))
-    kept = [save_kept(Kept(each.drawn, each.score, records.get(each.drawn.asked)), found, named, out) for each in kept]
-    blocks = [*trace_blocks(kept), *(grid_sheet(drawn, named, labels) if len(drawn) > 1 else [])]
-    sheet = save_sheet(blocks, out) if blocks else None
+    saved: dict[int, Kept] = {}
+
+    def keep(picture: DrawnPicture, score: float | None = None) -> None:
+        saved[id(picture)] = save_kept(Kept(picture, score, records.get(picture.asked)), found, named, out)
+
+    with output_folder(out):
+        thinker = _rewrite(think, _enhancer(enhancer, enhancer_model), trigger, seeds[0], records)
+        # Without a choice among them, pictures are written as they come: what is there when somebody interrupts stays.
+        drawn = draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress, offload=offload, on_drawn=None if best_of else keep)
+        labels, extra = _keep_best(drawn, reward, best_of, keep) if best_of else (None, {})
+        kept = [saved[id(picture)] for picture in drawn if id(picture) in saved]
+        blocks = [*trace_blocks(kept), *(grid_sheet(drawn, named, labels) if len(drawn) > 1 else [])]
+        sheet = save_sheet(blocks, out) if blocks else None
     lines = [str(each.path) + ("" if each.score is None else f"  score {each.score:.4g}") for each in kept]
     lines += [f"sheet  {sheet}"] if sheet else []
     lines += [_gain_line(extra["gain"])] if best_of else []
@@ -165,10 +171,8 @@ def _rewrite(always: bool, enhancer: Enhancer, trigger: str | None, seed: int, r
     return rewrite
 
 
-def _keep(drawn: Sequence[DrawnPicture], reward: str | None, per_group: int) -> tuple[list[Kept], dict[int, str] | None, dict[str, Any]]:
-    """Without a reward everything; else the best of each group of seeds, with labels for the sheet and the gain."""
-    if reward is None:
-        return [Kept(picture) for picture in drawn], None, {}
+def _keep_best(drawn: Sequence[DrawnPicture], reward: str, per_group: int, keep: Callable[[DrawnPicture, float], None]) -> tuple[dict[int, str], dict[str, Any]]:
+    """Keep the best of each group of seeds; labels for the sheet and the gain."""
     from dataclasses import asdict
 
     from finetune.preference.best_of import gain_over_one, rank_pictures
@@ -179,5 +183,5 @@ def _keep(drawn: Sequence[DrawnPicture], reward: str | None, per_group: int) -> 
     for number, (group, rank) in enumerate(zip(groups, ranked, strict=True)):
         for place, picture in enumerate(group):
             labels[number * per_group + place] = f"seed {picture.request.seed}: {rank.scores[place]:.3g}" + (" kept" if place == rank.best else "")
-    kept = [Kept(group[rank.best], rank.scores[rank.best]) for group, rank in zip(groups, ranked, strict=True)]
-    return kept, labels, {"gain": asdict(gain_over_one(ranked))}
+        keep(group[rank.best], rank.scores[rank.best])
+    return labels, {"gain": asdict(gain_over_one(ranked))}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,20 @@ class Kept:
     score: float | None = None
     thinking: ThinkingRecord | None = None
     path: Path | None = None
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make the folder, which must be possible before anything is drawn; a new one in which nothing was left is taken away again when the
+    block fails."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def save_kept(kept: Kept, base: BaseModel, adapters: Sequence[NamedAdapter], out: Path) -> Kept:

@@ -7,7 +7,7 @@ import torch
 
 from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.attach import attach, bake, bypassed, detach, set_weights, weights
-from finetune.adapters.lora import collect_lora, inject_lora, load_lora, lora_parameters, match_targets
+from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters, match_targets
 from finetune.adapters.verify import BAKE_TOLERANCE, NOISE, fingerprints, verify_adapter
 from finetune.errors import AdapterError, VerifyError
 from tests.adapters.small_model import ATTENTION, run, tiny_transformer, trained_adapter
@@ -66,17 +66,6 @@ def test_the_file_holds_the_strength_and_acts_as_the_trained_model_did(tmp_path,
     fresh = tiny_transformer()
     attach(fresh, read_adapter(path), "style")
     torch.testing.assert_close(run(fresh), trained, atol=1e-5, rtol=1e-5)
-
-
-def test_training_goes_on_from_a_file():
-    adapter = trained_adapter(rank=4, alpha=8.0)
-    model = tiny_transformer()
-    inject_lora(model, ATTENTION, 4, 8.0, seed=3)
-    load_lora(model, adapter)
-    again = collect_lora(model)
-    assert all(again.tensors[key].equal(value) for key, value in adapter.tensors.items())
-    with pytest.raises(AdapterError, match="rank"):
-        load_lora(model, trained_adapter(rank=2))
 
 
 def test_several_adapters_add_up_with_their_weights():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data_tools.errors import BadInput
-from finetune import generation
+from finetune import generation, sampling
 from finetune.adapters.adapter_file import AdapterFile, write_adapter
 from finetune.cli.generate_arguments import parse_adapters, parse_seeds, parse_size, weight_sets
 from finetune.sampling import read_settings
@@ -119,6 +119,32 @@ def test_an_oft_at_half_strength_is_refused_by_its_name_before_anything_is_drawn
 def test_what_cannot_be_drawn_is_refused(arguments, text, brushwork, tiny_base, tmp_path):
     said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--steps", "1", "--out", tmp_path, *arguments)
     assert said.code == 2 and text in said.err and "hint: " in said.err
+
+
+def test_what_was_drawn_when_somebody_interrupts_is_there(brushwork, tiny_base, adapter, tmp_path, monkeypatch):
+    out, given, draw_batch = tmp_path / "pictures", ["--base", tiny_base, "-a", f"{adapter}:0,1", "-p", "sks, a cat", "--seed", "1,2", "--out"], sampling._draw_batch
+    whole = {Path(each["path"]).name: Image.open(each["path"]).tobytes() for each in brushwork("generate", *given, out, "--json", *QUICK).data["pictures"]}
+    batches = []
+
+    def interrupted(*arguments):
+        batches.append(1)
+        if len(batches) > 1:
+            raise KeyboardInterrupt
+        return draw_batch(*arguments)
+
+    monkeypatch.setattr(sampling, "_draw_batch", interrupted)
+    said = brushwork("generate", *given, tmp_path / "begun", *QUICK)
+    assert said.code == 130 and len(batches) == 2
+    assert {path.name: Image.open(path).tobytes() for path in (tmp_path / "begun").iterdir()} == {name: whole[name] for name in whole if name.endswith("-0.png")}
+
+
+def test_a_refusal_leaves_no_empty_folder_and_what_was_there_stays(brushwork, tiny_base, tmp_path):
+    given = ["generate", "--base", tiny_base, "-p", "a cat", "--think", "--enhancer", tmp_path / "no model", "--steps", "1", "--size", "64", "--out"]
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        said = brushwork(*given, out)
+        assert said.code == 2 and "hint: " in said.err
+    assert not (tmp_path / "new").exists() and (tmp_path / "empty").is_dir()
 
 
 def test_reading_adapters_weights_and_sizes(tmp_path):
