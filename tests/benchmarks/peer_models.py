@@ -1,6 +1,7 @@
 """Middle-sized random pipelines of the families that diffusers has an official LoRA script for: what `peers` runs on.
 
-Transformers have 40 to 75 million parameters; encoders and autoencoders are tiny, so that the step is what is measured.
+Transformers have 40 to 75 million parameters; encoders and autoencoders are tiny, so that the step is what is measured, or autoencoders
+have the size that the families ship.
 """
 
 from __future__ import annotations
@@ -126,18 +127,39 @@ MODELS = {"flux": PeerModel(_flux, 256), "sd3": PeerModel(_sd3, 256), "sana": Pe
           "z_image": PeerModel(_z_image, 256)}
 
 
-def write(name: str, folder: Path, pictures: int = 16) -> tuple[Path, Path]:
+def _full_kl() -> Any:
+    """As Flux, SD3 and Z-Image have it but for its scale: 84 million parameters."""
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2, latent_channels=16, norm_num_groups=32, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159, scaling_factor=0.3611)
+
+
+def _full_qwen_image() -> Any:
+    import diffusers
+
+    return diffusers.AutoencoderKLQwenImage()
+
+
+FULL_AUTOENCODERS = {"flux": _full_kl, "sd3": _full_kl, "z_image": _full_kl, "qwen_image": _full_qwen_image}
+
+
+def write(name: str, folder: Path, pictures: int = 16, full_autoencoder: bool = False) -> tuple[Path, Path]:
     """(base, pictures): the pipeline and PNG files of the model's size, made once. Same seed, same weights."""
     from PIL import Image, ImageDraw
 
-    base, shown, pixels = folder / name, folder / f"pictures-{MODELS[name].pixels}", MODELS[name].pixels
+    base, shown, pixels = folder / (name + "-full" * full_autoencoder), folder / f"pictures-{MODELS[name].pixels}", MODELS[name].pixels
     if not (base / "model_index.json").is_file():
         import torch
 
         from tests.tiny_models import parts
 
         torch.manual_seed(0)
-        parts.settle(MODELS[name].build()).save_pretrained(base)
+        pipeline = MODELS[name].build()
+        if full_autoencoder:
+            pipeline.register_modules(vae=FULL_AUTOENCODERS[name]())
+        parts.settle(pipeline).save_pretrained(base)
     if not shown.is_dir():
         shown.mkdir(parents=True)
         for number in range(pictures):

@@ -1,9 +1,10 @@
 """A LoRA run in the way of diffusers' official scripts, for five families, to be measured beside ours.
 
-    python -m tests.benchmarks.peer_scripts flux BASE PICTURES OUT --steps 20
+    python -m tests.benchmarks.peer_scripts flux BASE PICTURES OUT --steps 20 [--encode-in-steps]
 
 Written after `examples/dreambooth/train_dreambooth_lora_{flux,sd3,sana,qwen_image,z_image}.py` (diffusers at 58eb52c): what they import before they
-parse, the order in which they load, encode, free, prepare and step. It runs as with `--cache_latents`, one `--instance_prompt` for all pictures
+parse, the order in which they load, encode, free, prepare and step. It runs as with `--cache_latents` (`--encode-in-steps`: without, as the commands
+in README_{flux,sd3,sana,qwen}.md beside the scripts do: every step encodes its picture), one `--instance_prompt` for all pictures
 (encoded once), no validation prompt and no tracker. Where it differs, the script is the slower one: torchvision is not imported (pictures are
 resized by Pillow), and Flux's prompt is encoded once, while the script encodes it again in each step.
 """
@@ -174,13 +175,14 @@ def load(script, base):
 
 def cache_latents(name, vae, dataloader):
     """One distribution (or, of a deterministic autoencoder, its latents) a batch, as the scripts keep them."""
-    cached = []
-    for batch in tqdm(dataloader, desc="Caching latents"):
-        with torch.no_grad():
-            pixels = batch["pixel_values"].to(dtype=vae.dtype)
-            encoded = vae.encode(pixels.unsqueeze(2) if name == "qwen_image" else pixels)
-            cached.append(encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist)
-    return cached
+    return [encode(name, vae, batch) for batch in tqdm(dataloader, desc="Caching latents")]
+
+
+@torch.no_grad()
+def encode(name, vae, batch):
+    pixels = batch["pixel_values"].to(dtype=vae.dtype)
+    encoded = vae.encode(pixels.unsqueeze(2) if name == "qwen_image" else pixels)
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist
 
 
 def batch_loss(script, transformer, scheduler, model_input, text):
@@ -197,13 +199,13 @@ def batch_loss(script, transformer, scheduler, model_input, text):
 
 
 def train(args, accelerator, clock, transformer, optimizer, lr_scheduler, dataloader, loss_of):
-    """loss_of: number of the batch -> its loss."""
+    """loss_of: number of the batch and the batch -> its loss."""
     progress_bar, global_step = tqdm(range(args.steps), desc="Steps"), 0
     for _ in range(math.ceil(args.steps / len(dataloader))):
         transformer.train()
-        for step, _batch in enumerate(dataloader):
+        for step, batch in enumerate(dataloader):
             with accelerator.accumulate([transformer]):
-                loss = loss_of(step)
+                loss = loss_of(step, batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -239,13 +241,15 @@ def main(args):
         text = script.encode(text_pipeline, PROMPT)
     del text_pipeline
     free_memory()
-    vae_config, latents_cache = vae.config, cache_latents(args.name, vae, dataloader)
-    del vae
-    free_memory()
+    vae_config, latents_cache = vae.config, None
+    if not args.encode_in_steps:
+        latents_cache = cache_latents(args.name, vae, dataloader)
+        del vae
+        free_memory()
     lr_scheduler = get_scheduler("constant", optimizer=optimizer, num_warmup_steps=500, num_training_steps=args.steps)
     transformer, optimizer, dataloader, lr_scheduler = accelerator.prepare(transformer, optimizer, dataloader, lr_scheduler)
-    train(args, accelerator, clock, transformer, optimizer, lr_scheduler, dataloader,
-          lambda step: batch_loss(script, transformer, noise_scheduler_copy, scaled(vae_config, latents_cache[step]), text))
+    train(args, accelerator, clock, transformer, optimizer, lr_scheduler, dataloader, lambda step, batch: batch_loss(
+        script, transformer, noise_scheduler_copy, scaled(vae_config, encode(args.name, vae, batch) if latents_cache is None else latents_cache[step]), text))
 
     accelerator.wait_for_everyone()
     transformer = accelerator.unwrap_model(transformer).to(torch.float32)
@@ -263,4 +267,5 @@ if __name__ == "__main__":
         parser.add_argument(name, type=Path)
     for name, kind in (("pixels", int), ("steps", int), ("rank", int), ("started", float)):
         parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--encode-in-steps", action="store_true")
     main(parser.parse_args())

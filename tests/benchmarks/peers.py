@@ -1,12 +1,13 @@
 """Ours beside diffusers' official LoRA scripts, on the same random models: seconds a step, start-up, memory, the whole job.
 
-    python -m tests.benchmarks.peers FOLDER [--models flux sd3 ...] [--pairs 5] [--steps 12]
+    python -m tests.benchmarks.peers FOLDER [--models flux sd3 ...] [--pairs 5] [--steps 12] [--full]
 
 Pairs are kept in FOLDER/peers.jsonl and count together with those of earlier calls; `--pairs 0` only prints the table.
 
 Both train LoRA of the same rank on the same layers from the same folder of pictures with the same caption, in float32 on one thread, latents and
 text cached; each run is a process of its own, and the sides take turns. `ours` is `brushwork train`; `peer` is `peer_scripts`, which says what it
 is written after. Ours is measured twice: with an empty cache, as the peer always starts, and with the cache that the first run left.
+--full: autoencoders of the size that the families ship, and the peer as the commands in its scripts' READMEs run it, without a cache of latents.
 
 start: from asking for the process to the end of its first step.  step: median after the first two.  job: to the written adapter, drawn out from
 the measured steps to 200.  proven: the whole process likewise, ours with the file loaded back into a fresh base, verified, and a picture drawn
@@ -73,9 +74,9 @@ def train_ours(base: Path, pictures: Path, out: Path, pixels: int, steps: int, c
         clock.write(clock_file)
 
 
-def run_side(side: str, name: str, folder: Path, steps: int, cache: Path, short: bool) -> dict[str, float]:
+def run_side(side: str, name: str, folder: Path, steps: int, cache: Path, short: bool, full: bool) -> dict[str, float]:
     """One process, measured."""
-    base, pictures = write(name, folder)
+    base, pictures = write(name, folder, full_autoencoder=full)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         out, clock = Path(scratch) / "run", Path(scratch) / "clock.json"
         module = "tests.benchmarks.peer_scripts" if side == "peer" else "tests.benchmarks.peers"
@@ -83,7 +84,7 @@ def run_side(side: str, name: str, folder: Path, steps: int, cache: Path, short:
         if side == "ours":
             shutil.rmtree(cache, ignore_errors=True)
         command = [sys.executable, "-m", module, *first, str(base), str(pictures), str(out), str(clock), "--pixels", str(MODELS[name].pixels), "--steps", str(steps),
-                   "--rank", str(RANK), "--started", repr(time.time())]
+                   "--rank", str(RANK), "--started", repr(time.time()), *(["--encode-in-steps"] if full and side == "peer" else [])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BRUSHWORK_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode:
@@ -101,11 +102,11 @@ def figures(clock: dict, steps: int) -> dict[str, float]:
             "proven cpu": clock["whole_cpu"] + more * step_cpu}
 
 
-def measure_pair(name: str, folder: Path, steps: int, short: bool) -> None:
+def measure_pair(name: str, folder: Path, steps: int, short: bool, full: bool) -> None:
     """Each side once, in turn; kept in the results file, so that pairs of several calls count together."""
-    pair = {side: run_side(side, name, folder, steps, folder / f"cache-{name}", short) for side in SIDES}
+    pair = {side: run_side(side, name, folder, steps, folder / f"cache-{name}", short, full) for side in SIDES}
     with open(folder / RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"model": name, "pair": pair}) + "\n")
+        file.write(json.dumps({"model": name + "-full" * full, "pair": pair}) + "\n")
     for side, result in pair.items():
         print(name, side, {key: round(value, 3) for key, value in result.items()}, flush=True)
 
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--short", action="store_true", help="end ours with its last step: no proof, so that `proven` and `peak` say nothing")
+    parser.add_argument("--full", action="store_true", help="autoencoders of full size, and the peer without a cache of latents (flux, sd3, qwen_image, z_image)")
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     for name, kind in (("pixels", int), ("rank", int), ("started", float)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -142,9 +144,9 @@ def main() -> None:
     folder = options.paths[0]
     for _ in range(options.pairs):
         for name in options.models:
-            measure_pair(name, folder, options.steps, options.short)
+            measure_pair(name, folder, options.steps, options.short, options.full)
     for name in options.models:
-        summarise(name, folder)
+        summarise(name + "-full" * options.full, folder)
 
 
 if __name__ == "__main__":
