@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from pathlib import Path
 
@@ -22,8 +21,17 @@ class StepClock:
     def step_done(self) -> None:
         self.ends.append(self._now())
 
+    @staticmethod
+    def _peak() -> int:
+        # Not at the top: what is measured loads its libraries itself.
+        import torch
+
+        from finetune.training.memory import peak_memory_bytes
+
+        return peak_memory_bytes(torch.device("cpu"))
+
     def training_done(self) -> None:
-        self.noted["training_peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.noted["training_peak"] = self._peak()
 
     def adapter_written(self) -> None:
         self.noted["written_wall"], self.noted["written_cpu"] = self._now()
@@ -31,4 +39,4 @@ class StepClock:
     def write(self, path: Path) -> None:
         whole_wall, whole_cpu = self._now()
         path.write_text(json.dumps(self.noted | {
-            "ends": self.ends, "whole_wall": whole_wall, "whole_cpu": whole_cpu, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+            "ends": self.ends, "whole_wall": whole_wall, "whole_cpu": whole_cpu, "peak": self._peak()}))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -123,9 +122,11 @@ def our_steps(size: dict, steps: int):
 
 def measure(side: str, model: str, steps: int) -> dict:
     """In this process: median CPU and wall seconds after two steps of warm-up, and the peak resident size."""
+    from finetune.training.memory import peak_memory_bytes
+
     took = list({"ours": our_steps, "plain": plain_steps}[side](MODELS[model], steps))[2:]
     return {"cpu": statistics.median(cpu for cpu, _ in took), "wall": statistics.median(wall for _, wall in took), "best": min(cpu for cpu, _ in took),
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            "peak": peak_memory_bytes(torch.device("cpu"))}
 
 
 def main() -> None:
