@@ -122,6 +122,8 @@ def our_steps(size: dict, steps: int):
 
 def measure(side: str, model: str, steps: int) -> dict:
     """In this process: median CPU and wall seconds after two steps of warm-up, and the peak resident size."""
+    import torch
+
     from finetune.training.memory import peak_memory_bytes
 
     took = list({"ours": our_steps, "plain": plain_steps}[side](MODELS[model], steps))[2:]
