@@ -13,6 +13,7 @@ from finetune.training.best_step import Measured
 from finetune.training.held_out_loss import held_out_loss
 from finetune.training.loop import TrainingJob
 from finetune.training.loop_state import LoopState
+from finetune.training.placement import autoencoder_there
 from finetune.training.preparation import Prepared
 from finetune.training.samples import BEFORE, draw_samples
 from finetune.training.text_training import cached_only
@@ -68,7 +69,8 @@ class Looks:
         is_main, prepared = job.accelerator.is_main_process, self.prepared
         if not is_main and prepared.sharding is None:
             return []
-        return draw_samples(prepared.samples, prepared.base.family, self.pipeline, encodings, prepared.run.samples if is_main else None, f"step-{step:06d}", self.progress)
+        with autoencoder_there(self.pipeline, prepared.base, prepared.hold, job.accelerator.device):
+            return draw_samples(prepared.samples, prepared.base.family, self.pipeline, encodings, prepared.run.samples if is_main else None, f"step-{step:06d}", self.progress)
 
     def _watched(self, job: TrainingJob, step: int) -> dict[str, Any]:
         """Draw, and let the watch look at the pictures beside the base's; its row is kept."""

@@ -10,11 +10,14 @@ Where a weight's format is the computation's, its layer stays the library's own.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from data_tools.progress import Progress
@@ -112,6 +115,18 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
         pipeline.vae.to(device)
     trim_heap()
     return pipeline
+
+
+@contextmanager
+def autoencoder_there(pipeline: Any, base: BaseModel, hold: Hold, device: torch.device) -> Iterator[None]:
+    """Within the block the pipeline has its autoencoder, on `device`; outside it takes no memory."""
+    pipeline.vae = base.family.load(base.folder, frozenset({"vae"}), hold.compute).vae.to(device)
+    try:
+        yield
+    finally:
+        pipeline.vae = None
+        clear_device_cache(garbage_collection=True)
+        trim_heap()
 
 
 def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.device, cache_folder: Path, progress: Progress) -> None:

@@ -96,8 +96,12 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     if recipe.adapter.text_encoders:
         parts["text encoders"] = around.live_parameters * text_bytes
     encoded = encoded or ground.encoded
-    # What encoding imports stays.
-    phases = {"training": sum(parts.values()) + (0 if encoded else around.later_bytes)} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    # The autoencoder is there while pictures are encoded or drawn; what those import stays.
+    training = sum(parts.values()) - parts["autoencoder"] + (0 if encoded and not recipe.samples.every else around.later_bytes)
+    phases = {"training": training} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    if recipe.samples.every:
+        # On the way: where activations and gradients were.
+        phases["drawing samples"] = training - parts["activations"] - parts["gradients"] + parts["autoencoder"] + around.decode_bytes * compute_bytes / 4
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(

@@ -116,13 +116,16 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
 
 
 def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
-    """The family's pipeline with the transformer (and the VAE, where pictures are drawn on the way) on the device, the adapter injected."""
+    """The family's pipeline with the transformer on the device, the adapter injected. A pipeline that will draw is made with its
+    autoencoder, from which it takes its sizes; `Looks` brings that back when it draws."""
     from finetune.adapters.kinds import inject_adapter
     from finetune.families.targets import resolve_targets
 
     recipe, family = prepared.recipe, prepared.base.family
     with prepared.accelerator.main_process_first():
         pipeline = prepared.load_base(progress, draws=recipe.samples.every > 0)
+    if recipe.samples.every:
+        pipeline.vae = None
     targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_adapter(pipeline.transformer, targets, adapter_size(recipe), seed=recipe.training.seed)
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)

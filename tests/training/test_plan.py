@@ -107,6 +107,19 @@ def test_the_heap_is_asked_how_much_of_a_step_it_keeps():
     assert 21 * size <= heap_growth(events, heap_settings(short=True)) <= 23 * size
 
 
+@pytest.mark.parametrize("every", [0, 5])
+def test_the_autoencoder_counts_while_pictures_are_drawn(ground, every):
+    """The tests' own is tiny: here as large as real ones are."""
+    surveyed, recipe = ground
+    recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"every": every})})
+    large = replace(surveyed, surroundings=replace(surveyed.surroundings, vae_parameters=80_000_000))
+    plain, made = (estimate(each, recipe, Hold("fp32", torch.float32, ""), 0, 1 << 40, encoded=True) for each in (surveyed, large))
+    more = {phase: made.phases_bytes[phase] - plain.phases_bytes[phase] for phase in ("training", "drawing samples", "proof")}
+    assert more == {"training": 0, "drawing samples": 4 * (80_000_000 - surveyed.surroundings.vae_parameters), "proof": more["drawing samples"]}
+    beside_the_model = made.phases_bytes["drawing samples"] - made.memory_bytes["libraries"] - made.memory_bytes["weights"] - made.memory_bytes["adapter"] - made.memory_bytes["autoencoder"]
+    assert (beside_the_model - surveyed.surroundings.decode_bytes >= made.memory_bytes["optimizer"]) is bool(every), "on the way the optimizer is there too"
+
+
 def test_every_checkpointed_block_saves_memory_and_costs_work():
     cost = StepCost(flops=100.0, attention_flops=10.0, moved_bytes=20.0, operations=1, whole_bytes=40, boundary_bytes=1, again_bytes=18, blocks=4, traced=True)
     assert [cost.activation_bytes(number) for number in range(5)] == [40, 31, 22, 21, 22]
@@ -124,7 +137,7 @@ def test_larger_pictures_batches_and_ranks_need_more_and_smaller_weights_less(gr
     assert larger.memory_bytes["optimizer"] == 8 * base.memory_bytes["optimizer"]
     # A checkpoint's files are copies of the adapter and its moments.
     assert larger.memory_bytes["checkpoint"] == larger.memory_bytes["adapter"] + larger.memory_bytes["optimizer"]
-    assert larger.phases_bytes["training"] == sum(size for part, size in larger.memory_bytes.items() if part not in ("encoders", "peak"))
+    assert larger.phases_bytes["training"] == sum(size for part, size in larger.memory_bytes.items() if part not in ("autoencoder", "encoders", "peak"))
     sizes = [estimate(surveyed, recipe, Hold(name, torch.float32, ""), 0, 1 << 40).memory_bytes["weights"] for name in ("fp32", "bf16", "int8", "nf4")]
     assert sizes[0] > sizes[1]
     assert sizes[2] > sizes[3]

@@ -1,5 +1,6 @@
 """The main job on a tiny real base: what a run leaves, what it makes of its pictures, what it refuses."""
 
+import gc
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import DataError, TrainingError, VerifyError
 from finetune.families.hunyuan_dit import HunyuanDiT
-from finetune.training import placement, proof
+from finetune.training import looks, loop, placement, proof
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.run import train
 from tests.training.small_job import AtStep, log_of, small_recipe, write_pictures
@@ -259,3 +260,23 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_checkpoint(tiny_base,
 def test_bf16_trains_on_a_cpu_too(tiny_base, pictures, encodings_folder, tmp_path):
     result = train(small_recipe(tiny_base, pictures, training__precision="bf16", training__steps=3), tmp_path / "run", cache_folder=encodings_folder)
     assert result.verified.changed and result.reasons["precision"].startswith("bf16")
+
+
+def test_the_autoencoder_is_there_only_while_pictures_are_drawn(tiny_base, pictures, encodings_folder, tmp_path, monkeypatch):
+    from diffusers import AutoencoderKL
+
+    there: list[tuple[str, bool]] = []
+    of_other_tests = [thing for thing in gc.get_objects() if isinstance(thing, AutoencoderKL)]
+
+    def look(moment, function):
+        def looked(*arguments, **named):
+            there.append((moment, any(isinstance(thing, AutoencoderKL) and thing not in of_other_tests for thing in gc.get_objects())))
+            return function(*arguments, **named)
+
+        return looked
+
+    monkeypatch.setattr(loop, "take_step", look("step", loop.take_step))
+    monkeypatch.setattr(looks, "draw_samples", look("drawing", looks.draw_samples))
+    train(small_recipe(tiny_base, pictures, training__steps=4, samples__every=2), tmp_path / "run", cache_folder=encodings_folder)
+    assert there == [("drawing", True), ("step", False), ("step", False), ("drawing", True), ("step", False), ("step", False)]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step-000000-00.png", "step-000002-00.png", "step-000004-00.png"]
