@@ -98,6 +98,9 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     encoded = encoded or ground.encoded
     # What encoding imports stays.
     phases = {"training": sum(parts.values()) + (0 if encoded else around.later_bytes)} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    passing = device.type == "cuda" and phases.get("encoding captions", 0) > budget
+    if passing:
+        phases["encoding captions"] = budget  # `place_encoders`
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
@@ -118,6 +121,8 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         # Half of a step is its forward pass; the pictures are drawn at the largest size.
         drawing = passes * seconds / ground.usual_share / (2 * recipe.training.batch_size * recipe.training.accumulation)
         notes.append(f"{ground.to_draw} regularisation pictures are drawn before training: about {drawing:.0f} s")
+    if passing:
+        notes.append("the text encoders do not fit: the weights of the largest wait in ordinary memory and come one by one, once for every caption")
     if device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
