@@ -17,7 +17,7 @@ from data_tools.progress import Progress
 from finetune.adapters.attach import attach_together, check_strength, set_weights
 from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
-from finetune.offload import take_turns
+from finetune.offload import place_encoders, take_turns
 from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
 from finetune.thinking.tokens import ThinkingTokens, conditionings_with_tokens, tokens_of
 
@@ -86,7 +86,7 @@ def encode_texts(base: BaseModel, texts: Sequence[str], dtype: torch.dtype, devi
     The encoders are in memory only for this. Raises AdapterError for an adapter that does not fit them.
     """
     pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-    pipeline.to(device)
+    place_encoders(pipeline, device)
     encoded = _encoded(base, pipeline, texts, worn)
     del pipeline
     clear_device_cache(garbage_collection=True)
@@ -174,11 +174,11 @@ def _encode(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets:
     unless an adapter trains text encoders); the encoders are gone from memory afterwards."""
     with progress.phase("encoding prompts", len(prompts_of(requests))) as advance:
         pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-        pipeline.to(device)
         texts = {request.prompt: request.prompt for request in requests}
         if rewrite is not None:
             texts = {prompt: rewrite(prompt, lambda text: base.family.token_counts(pipeline, text)) for prompt in texts}
         rewritten = [replace(request, prompt=texts[request.prompt]) for request in requests]
+        place_encoders(pipeline, device)  # not before: who rewrites may be a model that needs the room
         worn = [[(adapter.file, weights.get(name, 0.0)) for name, adapter in adapters.items()] for weights in weight_sets]
         encoded = _encoded(base, pipeline, prompts_of(rewritten), worn)
         advance(len(prompts_of(requests)))

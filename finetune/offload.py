@@ -6,6 +6,7 @@ model's forward pass and before an autoencoder's `encode` and `decode`, and take
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils.memory import clear_device_cache
 
 WAITING = torch.device("cpu")
+# Of the memory that is free, what text encoders may take; the rest is for what they compute.
+FOR_WEIGHTS = 0.85
 
 
 class Turn(ModelHook):
@@ -51,3 +54,48 @@ def working_device(part: torch.nn.Module) -> torch.device:
     """Where a part computes: where its turn will bring it, else where its weights are."""
     turn = getattr(part, "_hf_hook", None)
     return turn.execution_device if isinstance(turn, Turn) else next(part.parameters()).device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process can still take of a GPU; None for a device without memory of its own."""
+    if device.type != "cuda":
+        return None
+    # What was freed counts as used as long as the allocator keeps it for the next tensors.
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def place_encoders(pipeline: Any, device: torch.device) -> int:
+    """Bring a pipeline that has only text encoders to `device`. Of those that do not fit there, the largest, the products' weights stay in
+    ordinary memory and come one by one. Returns the bytes of these encoders, 0 where all fit. Same states either way."""
+    encoders = {part: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers())) for part in pipeline.components.values() if isinstance(part, torch.nn.Module)}
+    free, waiting = free_bytes(device), 0
+    room = sum(encoders.values()) if free is None else free * FOR_WEIGHTS
+    for encoder, size in sorted(encoders.items(), key=lambda found: found[1]):
+        if size > room:
+            bring_weights(encoder, device)
+            waiting += size
+        room -= size
+    pipeline.to(device)
+    return waiting
+
+
+def bring_weights(model: torch.nn.Module, device: torch.device) -> None:
+    """From now on the weights of linear layers are on `device` only for the time of their product. Those that a layer shares with
+    another kind, such as an embedding, move with the model. For forward passes only."""
+    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    for layer in model.modules():
+        if type(layer) is not torch.nn.Linear or users[id(layer.weight)] > 1:
+            continue
+        home = layer.weight.data
+        absent = torch.empty((), dtype=home.dtype, device=device).expand(home.shape)
+
+        def come(layer: torch.nn.Module, _: Any, home: torch.Tensor = home) -> None:
+            layer.weight.data = home.to(device)
+
+        def go(layer: torch.nn.Module, *_: Any, absent: torch.Tensor = absent) -> None:
+            layer.weight.data = absent
+
+        layer.register_forward_pre_hook(come)
+        layer.register_forward_hook(go)
+        go(layer)

@@ -70,13 +70,11 @@ class _SharedInput(torch.autograd.Function):
 def _plain_lora(layer: nn.Module, x: Tensor) -> _Layer | None:
     """The layer's parts when it is a frozen linear layer with exactly one ordinary LoRA, all computed in the format of `x`; else None.
 
-    A base layer that keeps its weight in another format has a method `expanded` that gives it in the one asked for; one that
-    has products of its own on some devices names the kind of device on which it is expanded, `expands_on`.
+    A base layer that keeps its weight in another format has a method `expanded` that gives it in the one asked for.
     """
     base = getattr(layer, "base_layer", None)
     is_plain = type(base) is nn.Linear and base.weight.dtype == x.dtype
-    expands = hasattr(base, "expanded") and x.device.type == getattr(base, "expands_on", x.device.type)
-    if not (is_plain or expands) or base.weight.requires_grad or layer.merged or layer.disable_adapters:
+    if not (is_plain or hasattr(base, "expanded")) or base.weight.requires_grad or layer.merged or layer.disable_adapters:
         return None
     names = [name for name in layer.active_adapters if name in getattr(layer, "lora_A", ())]
     if type(layer).__name__ not in LAYERS or len(names) != 1 or layer.lora_variant:

@@ -47,6 +47,7 @@ def load_for_probe(base: str, revision: str | None, progress: Progress, adapter:
     from finetune.families.base_models import locate_base
     from finetune.families.protocol import PictureGeometry
     from finetune.objectives import NoiseLevel
+    from finetune.offload import place_encoders
     from finetune.randomness import generator
 
     found = locate_base(base, revision, ("text", "transformer"))
@@ -55,7 +56,7 @@ def load_for_probe(base: str, revision: str | None, progress: Progress, adapter:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with progress.phase("encoding a prompt"):
         pipeline = family.load(found.folder, frozenset({"text"}), dtype)
-        pipeline.to(device)
+        place_encoders(pipeline, device)
         conditionings = family.encode_prompts(pipeline, [PROMPT])
     if adapter is not None:
         conditionings = _with_tokens(adapter, file, family, conditionings)

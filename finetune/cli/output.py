@@ -143,6 +143,9 @@ def _outcome(command: Callable[[], Any], json: bool) -> int:
         report(system_error(error), json=json)
         return 1
     except Exception as error:
+        if (lacking := _lacks_memory(error)) is not None:
+            report(lacking, json=json)
+            return 1
         # Libraries written in Rust wrap what the system says in errors of their own: "... (os error 28)".
         code = re.search(r"\(os error (\d+)\)", str(error))
         report(system_error(OSError(int(code[1]), os.strerror(int(code[1])))) if code else defect(error), json=json)
@@ -194,6 +197,21 @@ def system_error(error: OSError) -> BrushworkError:
     if error.errno in OUT_OF_SPACE:
         fix = "free some space or choose another folder; what was complete is still there"
     return BrushworkError(what[:1].lower() + what[1:], where=where, fix=fix)
+
+
+def _lacks_memory(error: Exception) -> BrushworkError | None:
+    """What an error means that says in torch's words, or Python's, that memory ran out; None for any other."""
+    text, kinds = str(error), {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in kinds or "CUDA error: out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text:
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
+        what = "the GPU's memory is full" + (f": {asked[1]} more were asked for" if asked else "") + (f", {free[2]} of {free[1]} were free" if free else "")
+        return BrushworkError(what, fix="close what else uses the GPU; for a run, `brushwork plan` with --fit and its memory shows settings that fit, and --resume goes on from "
+                              "the last checkpoint; for pictures, add --offload or ask for a smaller --size")
+    if "MemoryError" in kinds or "can't allocate memory" in text or "not enough memory: you tried to allocate" in text:
+        return BrushworkError("this machine's memory is full", fix="close other programs; for a run, `brushwork plan` with --fit and its memory shows settings that fit, and --resume "
+                              "goes on from the last checkpoint")
+    return None
 
 
 def defect(error: Exception) -> BrushworkError:

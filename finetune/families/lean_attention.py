@@ -7,6 +7,7 @@ transposed in memory. Put on one model when it is prepared for training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -150,8 +151,10 @@ class LinearAttention:
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
         query, key, value = (states.transpose(1, 2).unflatten(1, (attn.heads, -1)).float() for states in (query.relu(), key.relu(), value))
-        # One more row of ones among the values adds up the keys: the denominator.
-        mixed = F.pad(value, (0, 0, 0, 1), value=1.0).matmul(key.transpose(2, 3)).matmul(query)
+        with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
+            # Sums over all tokens stay in float32, as the model was made and as the pipeline draws: autocast would take them in 16 bits.
+            # One more row of ones among the values adds up the keys: the denominator.
+            mixed = F.pad(value, (0, 0, 0, 1), value=1.0).matmul(key.transpose(2, 3)).matmul(query)
         mixed = (mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-15)).flatten(1, 2).transpose(1, 2).to(hidden_states.dtype)
         result = project(mixed, attn.to_out[0])[0]
         return result.clip(-65504, 65504) if result.dtype == torch.float16 else result

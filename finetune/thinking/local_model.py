@@ -17,7 +17,8 @@ NEW_TOKENS = 2048
 
 
 class LocalChatEnhancer:
-    """model: a Hub id or local folder of a causal language model with a chat template; loaded at the first question.
+    """model: a Hub id or local folder of a causal language model with a chat template; loaded at the first question, on the GPU
+    only while it answers.
 
     The same prompt and seed give the same answer on one machine. Raises BadInput when the model cannot be loaded.
     """
@@ -37,10 +38,10 @@ class LocalChatEnhancer:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             refuse_pickles(self.model)
-            device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+            self._device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.model)
-                model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", use_safetensors=True, trust_remote_code=False).to(device).eval()
+                model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", use_safetensors=True, trust_remote_code=False).eval()
             except (OSError, ValueError) as error:
                 raise BadInput(f"the chat model cannot be loaded: {' '.join(str(error).split())[:200]}", where=self.model,
                                fix="give a local folder or a Hub id of a causal language model, or use --enhancer rules") from None
@@ -51,13 +52,19 @@ class LocalChatEnhancer:
 
     def _answer(self, messages: Messages, seed: int) -> str:
         import torch
+        from accelerate.utils.memory import clear_device_cache
 
         tokenizer, model = self._load()
         # Reasoning models would think in a form of their own; ours is asked for in the instructions.
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False, return_tensors="pt", return_dict=True)
-        encoded = encoded.to(model.device)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            tokens = model.generate(**encoded, max_new_tokens=self._new_tokens, do_sample=True, temperature=0.7, top_p=0.9,
-                                    pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        model.to(self._device)
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(seed)
+                tokens = model.generate(**encoded.to(self._device), max_new_tokens=self._new_tokens, do_sample=True, temperature=0.7, top_p=0.9,
+                                        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        finally:
+            # Encoders and transformer come next, and need the room.
+            model.to("cpu")
+            clear_device_cache()
         return tokenizer.decode(tokens[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)

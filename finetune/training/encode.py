@@ -18,6 +18,7 @@ import torch
 from data_tools.progress import Progress
 from finetune.errors import TrainingError
 from finetune.families.protocol import Conditioning, LatentDistribution
+from finetune.offload import place_encoders
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
 from finetune.training.encoding_claims import Claims
 from finetune.training.masks import encode_masks, mask_keys
@@ -157,7 +158,8 @@ def encode_prompts(base: BaseModel, prompts: Iterable[str], cache: EncodingCache
             while some := list(islice(unmade, PROMPTS_AT_ONCE)):
                 if pipeline is None:
                     pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-                    pipeline.to(device)
+                    if waiting_bytes := place_encoders(pipeline, device):
+                        progress.say(f"{waiting_bytes / 2**30:.1f} GiB of the text encoders do not fit the free memory of the GPU: their weights come one by one, which takes longer")
                 encoded = base.family.encode_prompts(pipeline, [prompt_of[key] for key in some])
                 for key, conditioning in zip(some, encoded, strict=True):
                     cache.put(key, dict(conditioning.tensors))

@@ -134,7 +134,7 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
     from finetune.training.placement_linear import HeldLinear, Scratch
     from finetune.training.placement_quantised import quantised_weights
 
-    facts, scratch = base.family.facts, Scratch()
+    facts, scratch, pinned = base.family.facts, Scratch(), PinnedMemory()
     linears = held_linears(model, facts)
     if hold.name in QUANTISED:
         wanted = [name for name in linears if may_quantise(name, facts)]
@@ -144,11 +144,11 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
         linears = {name: linear for name, linear in linears.items() if name not in set(wanted)}
     files = mapped_files(base)
     for name, linear in linears.items():
-        weight = linear.weight.data if hold.storage is None else _cast(linear.weight.data, hold.storage, files)
+        weight = _cast(linear.weight.data, _format_in_memory(linear.weight.dtype, hold, device), files)
         if weight.dtype == hold.compute and device.type == "cpu":
             continue
         if device.type == "cuda" and hold.name == "streamed":
-            weight = weight.pin_memory()
+            weight = pinned.filled_with(weight)
         elif device.type == "cuda":
             weight = weight.to(device)
         # What stays in the file gives its pages back after use. In a quantised model too: where the layers that are too delicate
@@ -157,6 +157,36 @@ def hold_weights(model: nn.Module, base: BaseModel, hold: Hold, device: torch.de
         _replace(model, name, HeldLinear(linear, weight, scratch, given_back))
     _cast_the_rest(model, hold.compute, files)
     model.computes_in = hold.compute
+
+
+def _format_in_memory(in_file: torch.dtype, hold: Hold, device: torch.device) -> torch.dtype:
+    """Of a large weight that is not quantised. On a CPU it stays in the mapped file; what is copied for a GPU anyway is cast on the
+    way, unless it would grow."""
+    if hold.storage is not None:
+        return hold.storage
+    return hold.compute if device.type == "cuda" and hold.compute.itemsize <= in_file.itemsize else in_file
+
+
+class PinnedMemory:
+    """Host memory from which a GPU copies directly, handed out piece by piece: torch's allocator rounds every request up to a power
+    of two, which makes 37 GB of the 24 GB of Flux."""
+
+    BLOCK_BYTES, ALIGNMENT = 1 << 30, 256
+
+    def __init__(self) -> None:
+        self._block, self._taken = torch.empty(0, dtype=torch.uint8), 0
+
+    @staticmethod
+    def _new_block(size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def filled_with(self, weight: torch.Tensor) -> torch.Tensor:
+        """A copy of `weight` there."""
+        if self._taken + weight.nbytes > len(self._block):
+            self._block, self._taken = self._new_block(max(self.BLOCK_BYTES, weight.nbytes)), 0
+        piece = self._block[self._taken : self._taken + weight.nbytes].view(weight.dtype).view(weight.shape)
+        self._taken += -(-weight.nbytes // self.ALIGNMENT) * self.ALIGNMENT
+        return piece.copy_(weight)
 
 
 def mapped_files(base: BaseModel) -> list[range]:

@@ -8,6 +8,7 @@ expanded once more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,10 +51,11 @@ class _Product(torch.autograd.Function):
 def multiply(x: Tensor, bias: Tensor | None, expand: Callable[[torch.dtype, torch.device], Tensor]) -> Tensor:
     """x (..., in) -> (..., out) in autocast's format where it is on, else in that of x, by the weight that `expand(dtype, device)` gives."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    can_mix = torch.amp.is_autocast_available(device)  # the meta device cannot
+    if can_mix and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     bias = None if bias is None else bias.to(x.dtype)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if can_mix else nullcontext():
         return _Product.apply(x, bias, expand)
 
 
@@ -84,7 +86,11 @@ class HeldLinear(nn.Linear):
         """The weight (out, in) in this format and on this device; valid until the next layer's is asked for."""
         if self.weight.dtype == dtype and self.weight.device == device:
             return self.weight.data
-        expanded = self._scratch.take(self.weight.shape, dtype, device).copy_(self.weight.data, non_blocking=True)
+        weight = self.weight.data
+        if weight.dtype != dtype:
+            # First there, then cast: a copy that does both casts on the CPU.
+            weight = weight.to(device, non_blocking=True)
+        expanded = self._scratch.take(self.weight.shape, dtype, device).copy_(weight, non_blocking=True)
         if self._mapped:
             # The system keeps the file's pages as long as it has room; they no longer count as this process's memory.
             release_pages(self.weight.data, self._mapped)

@@ -102,6 +102,9 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     if recipe.samples.every:
         # On the way: where activations and gradients were.
         phases["drawing samples"] = training - parts["activations"] - parts["gradients"] + parts["autoencoder"] + around.decode_bytes * compute_bytes / 4
+    passing = device.type == "cuda" and phases.get("encoding captions", 0) > budget
+    if passing:
+        phases["encoding captions"] = budget  # `place_encoders`
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
     adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
     phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
@@ -109,9 +112,18 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
     seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
-    notes = [] if cost.traced else ["activations are from a general formula: this family's model cannot be traced"]
-    if shared is not None:
-        notes.append(plan_extras.divided_note(shared, whole))
+    return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
+                {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
+                {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
+                 "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
+                notes=_notes(ground, recipe, cost.traced, seconds, whole, passing))
+
+
+def _notes(ground: Ground, recipe: Recipe, traced: bool, seconds: float, whole: float, passing: bool) -> list[str]:
+    """What a reader must know. whole: bytes of the base's weights in one place.  passing: whether encoders do not fit the GPU."""
+    notes = [] if traced else ["activations are from a general formula: this family's model cannot be traced"]
+    if ground.sharding is not None:
+        notes.append(plan_extras.divided_note(ground.sharding, whole))
     notes += plan_extras.time_notes(recipe, seconds, ground.held_out)
     if recipe.adapter.text_encoders:
         notes.append("the trained text encoders stay in memory beside the transformer, and captions pass through them at every step (time not counted)")
@@ -122,13 +134,11 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         # Half of a step is its forward pass; the pictures are drawn at the largest size.
         drawing = passes * seconds / ground.usual_share / (2 * recipe.training.batch_size * recipe.training.accumulation)
         notes.append(f"{ground.to_draw} regularisation pictures are drawn before training: about {drawing:.0f} s")
-    if device.type == "cuda":
+    if passing:
+        notes.append("the text encoders do not fit: the weights of the largest wait in ordinary memory and come one by one, once for every caption")
+    if ground.device.type == "cuda":
         notes.append("memory of the GPU, without its driver's own; not measured")
-    return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
-                {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
-                {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
-                 "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
-                notes=notes)
+    return notes
 
 
 def _encodings_bytes(ground: Ground) -> int:

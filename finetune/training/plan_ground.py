@@ -12,6 +12,7 @@ import torch
 from data_tools.progress import Progress
 from finetune.families.picture_limits import picture_limits
 from finetune.families.targets import resolve_targets
+from finetune.offload import free_bytes
 from finetune.recipe import Recipe
 from finetune.training import plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
@@ -101,8 +102,8 @@ class Ground:
 
 def available_bytes(device: torch.device) -> int:
     """Memory that a run could take now: free on the GPU, or what this process has and could still get."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if (free := free_bytes(device)) is not None:
+        return free
     import psutil
 
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss

@@ -79,7 +79,7 @@ def weight_bytes(model: nn.Module, facts: Any, hold: str, compute_bytes: float, 
     """Bytes of all parameters when held so. compute_bytes, file_bytes: of a number in the computation and in the file.
     stay_in_file: layers that are neither cast nor quantised wait in the mapped file, as they do on a CPU."""
     linears = {f"{name}.weight": name for name in held_linears(model, facts)}
-    waiting = 0.0 if stay_in_file or hold == "streamed" else file_bytes
+    waiting = 0.0 if stay_in_file or hold == "streamed" else min(file_bytes, compute_bytes)
     total = 0.0
     for name, parameter in model.named_parameters():
         module = linears.get(name)

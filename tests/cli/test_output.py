@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_tools.errors import BadInput, BrushworkError
 from finetune.cli import output
@@ -50,6 +51,23 @@ def test_a_full_disk_is_named_in_one_line(capsys):
 def test_a_full_disk_inside_a_library_is_no_defect(capsys):
     _, _, err = ends_with(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), as_json=False, capsys=capsys)
     assert err.startswith("error: no space left on device\nhint: free some space")
+
+
+CUDA_FULL = ("CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 11.60 GiB of which 1.31 GiB is free. Including non-PyTorch memory, "
+             "this process has 10.2 GiB memory in use. Of the allocated memory 9.8 GiB is allocated by PyTorch, and 210.00 MiB is reserved by PyTorch but unallocated.")
+
+
+@pytest.mark.parametrize(("error", "what"), [
+    (torch.OutOfMemoryError(CUDA_FULL), "the GPU's memory is full: 2.25 GiB more were asked for, 1.31 GiB of 11.60 GiB were free"),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), "the GPU's memory is full"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "the GPU's memory is full"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "this machine's memory is full"),
+    (MemoryError(), "this machine's memory is full"),
+])
+def test_memory_that_runs_out_is_no_defect(error, what, capsys):
+    code, out, err = ends_with(error, as_json=False, capsys=capsys)
+    assert (code, out) == (1, "") and err.startswith(f"error: {what}\nhint: close ") and "--fit" in err and "--resume" in err
+    assert json.loads(ends_with(error, as_json=True, capsys=capsys)[1])["error"]["what"] == what
 
 
 def test_a_defect_is_one_line_and_its_traceback_goes_to_a_file_without_secrets(capsys, monkeypatch, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from finetune.adapters.lora import inject_lora, lora_parameters
+from finetune.families.lean_attention import LinearAttention
 from tests.families.battery import Specimen, close
 from tests.tiny_models.all import TINY
 
@@ -49,3 +51,14 @@ def test_the_lean_form_is_in_place(name: str, tmp_path: Path) -> None:
     model = specimen.fresh_transformer()
     specimen.family.prepare(model, 0)
     assert {type(module.processor).__module__ for module in model.modules() if hasattr(module, "processor")} == {"finetune.families.lean_attention"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_attention_adds_up_its_tokens_in_full_where_products_are_mixed(dtype: torch.dtype) -> None:
+    """Over a thousand tokens a sum is too large for float16 and loses its digits in bfloat16; the pipeline draws with it in float32."""
+    same = torch.nn.Identity()
+    attention = SimpleNamespace(to_q=same, to_k=same, to_v=same, norm_q=None, norm_k=None, heads=2, to_out=[same])
+    states = torch.randn(1, 1024, 32, generator=torch.Generator().manual_seed(0)) * 30
+    whole = LinearAttention()(attention, states)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(LinearAttention()(attention, states), whole)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from finetune import generation
+from finetune import generation, offload
 from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.lora import weight_shapes
 from finetune.families.base_models import BaseModel, locate_base
-from finetune.generation import LoadedAdapter, draw_from_files
+from finetune.generation import LoadedAdapter, draw_from_files, encode_texts
+from finetune.offload import place_encoders
 from finetune.sampling import PictureRequest
 from tests.tiny_models.all import TINY
 
@@ -84,6 +85,19 @@ def small_lora(base: BaseModel) -> AdapterFile:
     return AdapterFile({f"{name}.lora_A.weight": torch.randn(2, shape[1], generator=generator), f"{name}.lora_B.weight": torch.randn(shape[0], 2, generator=generator)})
 
 
+def test_who_rewrites_prompts_has_the_device_alone(watch, tmp_path):
+    TINY["sana"].build().save_pretrained(tmp_path)
+    there: list[int] = []
+
+    def rewrite(prompt, counts):
+        there.append(len(watch.placed))
+        assert counts(prompt)
+        return prompt + " at night"
+
+    drawn = draw_from_files(locate_base(str(tmp_path)), {}, [{}], [PictureRequest("a cat", 1, *TINY["sana"].picture, 1, 1.0)], rewrite=rewrite)
+    assert drawn[0].request.prompt == "a cat at night" and there == [0] and "text" in watch.worked
+
+
 @pytest.mark.parametrize("name", ["hunyuan_dit", "flux_dev", "sd3", "sana"])
 def test_parts_take_turns_on_the_device_and_the_pictures_stay_the_same(name, watch, tmp_path):
     TINY[name].build().save_pretrained(tmp_path)
@@ -103,3 +117,30 @@ def test_parts_take_turns_on_the_device_and_the_pictures_stay_the_same(name, wat
     assert len(watch.together) >= 1 + 2 * 4, "each of the four batches is denoised and then decoded"
     assert len(plain) == 6 and all(np.array_equal(a, b) for a, b in zip(plain, turns, strict=True))
     assert not np.array_equal(plain[0], plain[3]), "the adapter did nothing"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_text_encoders_that_do_not_fit_pass_through_layer_by_layer(name, tmp_path, monkeypatch):
+    TINY[name].build().save_pretrained(tmp_path)
+    base = locate_base(str(tmp_path))
+    whole, = encode_texts(base, ["a cat", ""], torch.float32, DEVICE)
+    monkeypatch.setattr(offload, "free_bytes", lambda device: 1)  # the only thing that a test cannot make real is a small card
+    passed, = encode_texts(base, ["a cat", ""], torch.float32, DEVICE)
+    assert all(torch.equal(tensor, passed[text].tensors[key]) for text, found in whole.items() for key, tensor in found.tensors.items())
+
+
+def test_only_encoders_that_do_not_fit_wait(tmp_path, monkeypatch):
+    TINY["flux_dev"].build().save_pretrained(tmp_path)
+    base = locate_base(str(tmp_path))
+    pipeline = base.family.load(base.folder, frozenset({"text"}), torch.float32)
+    sizes = {slot: sum(parameter.nbytes for parameter in getattr(pipeline, slot).parameters()) for slot in ("text_encoder", "text_encoder_2")}
+    small, large = (getattr(pipeline, slot) for slot in sorted(sizes, key=sizes.__getitem__))
+    monkeypatch.setattr(offload, "free_bytes", lambda device: min(sizes.values()) / offload.FOR_WEIGHTS + 4096)
+    assert place_encoders(pipeline, torch.device("cpu")) >= max(sizes.values()) > min(sizes.values()) + 4096
+
+    def waits(encoder: torch.nn.Module) -> set[bool]:
+        return {module.weight.untyped_storage().nbytes() == module.weight.itemsize for module in encoder.modules() if type(module) is torch.nn.Linear}
+
+    assert waits(small) == {False} and waits(large) == {True}
+    base.family.encode_prompts(pipeline, ["a cat"])
+    assert waits(large) == {True}

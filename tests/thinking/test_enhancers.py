@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from finetune.errors import BadInput, BrushworkError
 from finetune.thinking.endpoint import EndpointEnhancer
@@ -198,6 +199,15 @@ def test_a_local_model_that_talks_noise_leaves_the_prompt_in_use(chat_folder):
     assert record.raw and record.reason
     assert think(PROMPT, enhancer=local, seed=1).raw == record.raw
     assert think(PROMPT, enhancer=local, seed=2).raw != record.raw
+
+
+def test_a_local_model_is_on_the_device_only_while_it_answers(chat_folder, monkeypatch):
+    """What draws comes after it, and needs the room."""
+    device, moves = torch.device("cpu", 0), []  # a CPU by another name stands for the GPU
+    move = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *to, **options: moves.append(str(to[0])) or move(module, *to, **options))
+    think(PROMPT, enhancer=LocalChatEnhancer(str(chat_folder), device=device, new_tokens=4), seed=1)
+    assert moves[0] == "cpu:0" and moves[-1] == "cpu" and moves.count("cpu:0") == moves.count("cpu")
 
 
 def test_a_chat_model_that_is_a_pickle_is_never_opened(chat_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from finetune.families.base_models import locate_base
 from finetune.families.loading import compute_dtype, weight_files
 from finetune.families.protocol import PictureGeometry
 from finetune.objectives import NoiseLevel
-from finetune.training.placement import Hold, check_suits, choose_hold, held_linears, load_held, may_quantise, memory_is_short, suits
+from finetune.training.placement import QUANTISED, Hold, PinnedMemory, check_suits, choose_hold, held_linears, hold_weights, load_held, may_quantise, memory_is_short, suits
 from finetune.training.placement_linear import HeldLinear, Scratch
 from finetune.training.placement_nf4 import PIECE, expand_nf4
 from finetune.training.placement_quantised import quantise
@@ -158,6 +159,93 @@ def test_queries_keys_and_values_of_a_quantised_model_are_one_product_with_their
         monkeypatch.setattr(layer, "forward", None)
     together = project(x, *layers)
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(together, apart, strict=True))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The device `meta` stands in for a GPU: torch refuses to mix it with the CPU just the same."""
+    monkeypatch.setattr(PinnedMemory, "_new_block", staticmethod(lambda size: torch.empty(size, dtype=torch.uint8)))
+    return torch.device("cuda")
+
+
+def on_gpu(half_base, hold, compute, gpu):
+    """The transformer as it is held for a GPU, moved to its stand-in."""
+    base, *_, cache = half_base
+    model = base.family.load(base.folder, frozenset({"transformer"}), None).transformer
+    if hold in QUANTISED:
+        load_held(base, Hold(hold, compute, ""), CPU, cache, Progress())  # the cache's entry
+    hold_weights(model, base, Hold(hold, compute, ""), gpu, cache, Progress())
+    return model.to("meta")
+
+
+@pytest.mark.parametrize("hold", ["int8", "nf4"])
+def test_a_quantised_layer_keeps_no_input_for_the_way_back_on_a_gpu_either(hold, monkeypatch):
+    """Checkpointing frees what autograd sees; the library's 8-bit product keeps its inputs elsewhere, and its 4-bit one gives float32
+    where autocast asks for 16 bits."""
+    from finetune.training.placement_quantised_linear import Int8Linear, Nf4Linear, bitsandbytes
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", None)
+
+    parts, linear = quantise(torch.randn(128, 64), hold), nn.Linear(64, 128)
+    packed = parts.pop("")
+    layer = Int8Linear(linear, packed.to("meta"), parts["SCB"].to("meta"), Scratch()) if hold == "int8" else Nf4Linear(linear, packed, parts, torch.float32, torch.device("meta"), Scratch())
+    layer.train().to("meta")
+    x = torch.empty(2, 5, 64, device="meta", requires_grad=True)
+    made = x * 2
+    gone = weakref.finalize(made.untyped_storage(), lambda: None)
+    result = layer(made)
+    del made
+    assert not gone.alive and result.shape == (2, 5, 128)
+    result.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("hold", ["int8", "nf4"])
+def test_a_quantised_layer_gives_what_autocast_asks_for(hold):
+    """A norm under autocast gives float32; the products behind it are 16 bits wide all the same, and so is what is kept of them."""
+    from finetune.training.placement_quantised_linear import Int8Linear, Nf4Linear
+
+    weight, linear = torch.randn(128, 64, generator=torch.Generator().manual_seed(0)), nn.Linear(64, 128, bias=False)
+    parts = quantise(weight, hold)
+    packed = parts.pop("")
+    layer = Int8Linear(linear, packed, parts["SCB"], Scratch()) if hold == "int8" else Nf4Linear(linear, packed, parts, torch.bfloat16, CPU, Scratch())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(3, 64)).dtype == torch.bfloat16
+    if hold == "int8":
+        exact = packed.double() * (parts["SCB"].double() / 127).unsqueeze(1)
+        expanded = layer.expanded(torch.bfloat16, CPU)
+        assert torch.equal(expanded, exact.float().bfloat16()), "rounded once, and not by way of a rounded scale"
+
+
+def test_weights_that_stream_to_a_gpu_are_cast_once_and_computed_there(half_base, gpu):
+    model = on_gpu(half_base, "streamed", torch.float16, gpu)
+    held = [module for module in model.modules() if isinstance(module, HeldLinear)]
+    assert held and all(module.weight.device.type == "cpu" and module.weight.dtype == torch.float16 for module in held)
+    assert len({module.weight.untyped_storage().data_ptr() for module in held}) == 1, "pieces of one block"
+    source = half_base[0].family.load(half_base[0].folder, frozenset({"transformer"}), torch.float16).transformer
+    assert all(torch.equal(module.weight, source.get_submodule(name).weight) for name, module in model.named_modules() if isinstance(module, HeldLinear))
+    whole = on_gpu(half_base, "streamed", torch.float32, gpu)
+    assert {module.weight.dtype for module in whole.modules() if isinstance(module, HeldLinear)} == {torch.bfloat16}, "it would only grow"
+
+
+def test_pinned_memory_is_taken_in_blocks(monkeypatch):
+    taken = []
+    monkeypatch.setattr(PinnedMemory, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(PinnedMemory, "_new_block", staticmethod(lambda size: taken.append(size) or torch.empty(size, dtype=torch.uint8)))
+    pinned = PinnedMemory()
+    weights = [torch.randn(rows, 99, generator=torch.Generator().manual_seed(rows)).to(dtype) for rows, dtype in ((301, torch.float32), (300, torch.bfloat16), (302, torch.float16), (900, torch.float32))]
+    held = [pinned.filled_with(weight) for weight in weights]
+    assert all(torch.equal(one, weight) for one, weight in zip(held, weights, strict=True))
+    assert taken == [1 << 18, weights[-1].nbytes], "three share a block, and one is larger than a block"
+
+
+def test_a_weight_of_another_format_is_cast_where_it_is_computed_with(monkeypatch):
+    """A copy between devices that also casts does the casting on the CPU, at every use."""
+    layer = HeldLinear(nn.Linear(8, 8), torch.ones(8, 8, dtype=torch.bfloat16), Scratch())
+    copied, copy_ = [], torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, given, **options: copied.append((to.device.type, given.device.type)) or copy_(to, given, **options))
+    assert layer.expanded(torch.float32, torch.device("meta")).dtype == torch.float32
+    assert copied == [("meta", "meta")]
 
 
 def test_auto_holds_the_base_dtype_and_computes_in_the_precision():

@@ -13,6 +13,7 @@ from finetune.families.base_models import locate_base
 from finetune.training.encode import encode_everything
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.plan import plan
+from finetune.training.plan_ground import available_bytes
 from finetune.training.run import train
 from finetune.training.samples import plan_samples
 from finetune.training.training_set import build_training_set
@@ -53,3 +54,15 @@ def test_encodings_that_a_run_holds_in_memory_count_once(tiny_base: Path, pictur
     assert not cache.missing([path.stem for path in cache.folder.glob("??/*.safetensors")])
     parts = json.loads((tmp_path / "run" / "plan.json").read_text())["estimate"]["memory_bytes"]
     assert parts["encodings"] and parts["libraries"] == (1 << 30) - cache.held_bytes < 1 << 30
+
+
+def test_what_encoders_took_of_a_gpu_counts_as_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps freed memory for the next tensors, and the driver takes it for used: a plan after encoding would see a smaller card."""
+    free, kept = [3 << 30], [9 << 30]
+
+    def empty_cache() -> None:
+        free[0], kept[0] = free[0] + kept[0], 0
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 12 << 30))
+    assert available_bytes(torch.device("cuda")) == 12 << 30
