@@ -93,11 +93,19 @@ def test_a_folder_of_something_else_is_refused(base, tmp_path, done):
         compare(base, done[0], tmp_path)
 
 
-def test_changed_words_under_the_same_id_are_drawn_again(base, tmp_path, prompt_file):
+def test_changed_words_under_the_same_id_are_drawn_and_measured_again(base, tmp_path, tmp_path_factory, prompt_file):
     prompts = read_prompts(prompt_file)[:1]
     compare(base, Comparison(prompts, subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
-    changed = compare(base, Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
-    assert changed["drawn"] == 2
+    other = Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS)
+    changed, fresh = compare(base, other, tmp_path), compare(base, other, tmp_path_factory.mktemp("fresh"))
+    assert changed["drawn"] == 2 and changed["rows"] == fresh["rows"]
+
+
+def test_what_a_measure_does_not_speak_of_has_no_value_after_its_split_was_changed(base, tmp_path, prompt_file):
+    prompt = replace(read_prompts(prompt_file)[0], split="style")
+    for split, measured in (("style", 1), ("unrelated", 0), ("style", 1)):
+        told = compare(base, Comparison([replace(prompt, split=split)], subjects_of([]), measures=["structure_kept"], **SETTINGS), tmp_path)
+        assert told["rows"][0]["prompts"] == measured
 
 
 def test_same_prompt_and_seed_give_the_same_picture_whoever_draws_beside_it(done, base, adapters, tmp_path):
