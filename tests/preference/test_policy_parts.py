@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from finetune.preference.pairs import Pair
 from finetune.preference.policy.denoiser import Denoiser, Draw
 from finetune.preference.policy.dpo import DiffusionDPO
 from finetune.preference.policy.drift import Check
+from finetune.preference.policy.finish import Finished, paired_interval
 from finetune.preference.policy.grpo import group_advantages
 from finetune.preference.policy.guard import Guard
 from finetune.preference.policy.methods import dealt
@@ -190,3 +192,12 @@ def test_every_picture_has_noise_of_its_own_and_a_group_begins_alike():
     assert torch.equal(start[0], start[1]) and not torch.equal(start[0], start[2])
     steps = [denoiser.step_noise(draws, "round", step, i) for step in range(2) for i in range(2)]
     assert len({tuple(noise.flatten().tolist()) for part in steps for noise in part}) == 12
+
+
+def test_a_gain_over_few_prompts_has_no_interval_and_says_so():
+    """Two held-out prompts had an interval without width, at 95 %."""
+    assert paired_interval(np.array([0.1, 0.1, 0.3, 0.3]), ["a", "a", "b", "b"]) is None
+    low, high = paired_interval(np.arange(12.0), [f"p{number // 2}" for number in range(12)])
+    assert low < 5.5 < high
+    told = Finished(**dict.fromkeys(Finished.__dataclass_fields__) | {"reward_before": 0.1, "reward_after": 0.3}).gain_line()
+    assert told == "0.100 before, 0.300 after (too few held-out prompts for an interval)"
