@@ -71,6 +71,16 @@ REFUSED_TENSORS = [
     ("55 two prefixes that overlap", pair(KOHYA) | pair("transformer.transformer_blocks.0.attn.to_out.0", seed=1), "comes twice"),
     ("56 two adapters", {f"{TO_Q}.lora_{letter}.{name}.weight": torch.randn(R, D) for letter in "AB" for name in ("one", "two")}, "adapters in one file|same tensor"),
     ("58 broken Kronecker factors", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1_a": torch.randn(4, 2), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "incomplete"),
+    ("58 a Kronecker factor of NaN", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.full((4, 4), float("nan")), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "NaN"),
+    *((f"58 a Kronecker factor of the shape {shape}", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.randn(shape), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "axes|no matrices")
+      for shape in ((), (4,), (2, 4, 4), (4, 0), (4, 4, 1, 1))),
+    ("58 Kronecker factors of rank zero", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.randn(4, 4), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_a": torch.randn(6, 0),
+                                           "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_b": torch.randn(0, 6), "lycoris_transformer_blocks_0_attn_to_q.alpha": torch.tensor(1.0)}, "no matrices"),
+    *((f"58 a Hadamard factor of the shape {shape}", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(s) for n, s in (("w1_a", (D, 2)), ("w1_b", (2, D)), ("w2_a", (D, 2)), ("w2_b", shape))}, "axes|do not belong together")
+      for shape in ((), (D,), (2, 2, D), (2, D, 1, 1))),
+    ("58 Hadamard factors of rank zero", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(s) for n, s in (("w1_a", (D, 0)), ("w1_b", (0, D)), ("w2_a", (D, 0)), ("w2_b", (0, D)))}
+     | {"lycoris_transformer_blocks_0_attn_to_q.alpha": torch.tensor(1.0)}, "do not belong together"),
+    *((f"58 a Tucker core of the shape {shape}", pair(KOHYA) | {KOHYA + ".lora_mid.weight": torch.randn(shape)}, "axes|Tucker") for shape in ((R,), (R, R + 1, 3, 3), (R, R))),
     ("58 Hadamard factors that do not fit", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(*s) for n, s in (("w1_a", (D, 2)), ("w1_b", (3, D)), ("w2_a", (D, 2)), ("w2_b", (2, D)))}, "do not belong together"),
     ("59 OFT", {"lycoris_transformer_blocks_0_attn_to_q.oft_blocks": torch.randn(2, 2, 2)}, "OFT"),
     ("59 GLoRA", {f"lycoris_transformer_blocks_0_attn_to_q.{name}.weight": torch.randn(2, 2) for name in ("a1", "a2", "b1", "b2")}, "GLoRA"),
@@ -100,6 +110,10 @@ REFUSED_METADATA = [
     ("92 alpha 1e30", lora_metadata(r=R, lora_alpha=1e30), "lora_alpha"),
     ("92 alpha negative", lora_metadata(r=R, lora_alpha=-4), "lora_alpha"),
     ("rank zero", lora_metadata(r=0, lora_alpha=4), "r in the adapter's settings"),
+    ("96 catastrophic pattern", lora_metadata(r=R, lora_alpha=R, alpha_pattern={"(a+)+$": 8}), "expressions, which are never run"),
+    ("alpha by an expression that fits", lora_metadata(r=R, lora_alpha=R, alpha_pattern={".*to_q": 8}), "expressions, which are never run"),
+    ("rank by an expression that fits", lora_metadata(r=2 * R, lora_alpha=2 * R, rank_pattern={".*to_q": R}), "strength is unknown"),
+    ("rank of four hundred digits", {"lora_adapter_metadata": '{"transformer.r": 1' + "0" * 400 + "}"}, "r in the adapter's settings"),
     ("pattern of another kind", lora_metadata(r=R, lora_alpha=R, alpha_pattern=[1]), "alpha_pattern"),
 ]
 
@@ -118,7 +132,6 @@ NOTED_METADATA = [
     ("94 modules_to_save", lora_metadata(r=R, lora_alpha=R, modules_to_save=["proj_out"]), "modules_to_save"),
     ("94 pissa", lora_metadata(r=R, lora_alpha=R, init_lora_weights="pissa"), "init_lora_weights"),
     ("95 megatron", lora_metadata(r=R, lora_alpha=R, megatron_config={"a": 1}, megatron_core="evil"), "megatron_config"),
-    ("96 catastrophic pattern", lora_metadata(r=R, lora_alpha=R, alpha_pattern={"(a+)+$": 8}), "expression in alpha_pattern"),
 ]
 
 
@@ -133,6 +146,7 @@ def test_settings_that_mean_nothing_here_are_ignored_aloud(tmp_path, metadata, s
     pytest.param({"lora_adapter_metadata": "{}"}, id="88 empty"),
     pytest.param(lora_metadata(r=R, lora_alpha=R, a_field_of_the_future=1), id="89 unknown field"),
     pytest.param(lora_metadata(r=8, lora_alpha=8), id="90 another rank at scale 1"),
+    pytest.param(lora_metadata(r=R, lora_alpha=R, rank_pattern={".*to_k": 8}), id="an expression for ranks where the rank is the usual one"),
     pytest.param({"ss_tag_frequency": "<script>alert(1)</script>", "modelspec.title": "---\na: b"}, id="98 markup"),
 ])
 def test_harmless_settings_change_nothing(tmp_path, metadata):
