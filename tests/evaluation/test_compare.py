@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter
+from finetune.cli.evaluate import _notes
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
 from finetune.evaluation.prompts import EvaluationPrompt, read_prompts
@@ -46,6 +47,12 @@ def test_an_adapter_without_effect_has_no_difference_and_one_with_effect_has(don
     assert strong["drift"]["value"] > 0 and strong["drift"]["prompts"] == 2 and strong["drift"]["low"] is None
     assert {"adapter", "measure", "value", "delta", "low", "high", "prompts", "seeds"} <= set(strong["palette"])
     assert "kid" in strong and "alignment" in strong
+
+
+def test_the_terminal_says_how_many_verdicts_stand_side_by_side(done):
+    """The page said it, the table of the command said "better" and "worse" without it."""
+    caution, copies = _notes(done[2])
+    assert caution.startswith("note: ") and "intervals are shown side by side" in caution and copies.startswith("near-copies of training pictures: ")
 
 
 def test_the_result_is_on_disk_without_paths_of_the_machine(done):
