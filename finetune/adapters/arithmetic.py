@@ -174,12 +174,15 @@ def ties(deltas: Tensor, strengths: Tensor, density: float) -> Tensor:
 def low_rank(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor, float]:
     """(A, B, relative error) of the best approximation of a dense delta W (out, in...) at `rank`.
 
-    Large layers use a randomised SVD with oversampling and power iterations (Halko et al. 2011), seeded.
+    Large layers use a randomised SVD with oversampling and power iterations (Halko et al. 2011), seeded. Raises AdapterError for
+    a matrix without a finite norm.
     """
     import torch
 
     flat = matrix.float().flatten(1)
     total = float(flat.norm())
+    if not math.isfinite(total):
+        raise AdapterError("the weights are too large, or not numbers", fix="an adapter with such weights blew up in training")
     kept = min(rank, *flat.shape)
     if min(flat.shape) <= DENSE_SVD_UP_TO or kept * 4 >= min(flat.shape):
         u, s, v = torch.linalg.svd(flat, full_matrices=False)

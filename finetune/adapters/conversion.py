@@ -151,7 +151,7 @@ def _source_pair(work: Conversion, stem: str, roles: Mapping[str, str], settings
         a, b = lycoris.tucker_pair(a, _matrix(work, roles["mid"]), b, stem, work.where)
     if a.ndim == b.ndim == 4 and tuple(a.shape[2:]) == tuple(b.shape[2:]) == (1, 1) and not _is_convolution(module):
         a, b = a.flatten(1), b.flatten(1)
-    if a.ndim != b.ndim or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+    if a.ndim != b.ndim or a.shape[0] != b.shape[1] or not a.numel() or not b.numel():
         raise AdapterError(f"{stem}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not belong together", where=work.where,
                            fix="A is (rank, inputs), B is (outputs, rank)")
     scale = checked_scale(alpha, a.shape[0], stem, work.where) if alpha is not None else settings.scale(stem, a.shape[0], work.where)

@@ -75,8 +75,6 @@ def lokr_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
 
     The scale is alpha / rank only where a factor is decomposed; with two full factors LyCORIS ignores alpha.
     """
-    import torch
-
     if "lokr_t2" in factors:
         raise AdapterError(f"{module}: a Tucker LoKr, which has no low-rank form", where=where)
     first, first_rank = _lokr_factor(factors, "lokr_w1", module, where)
@@ -88,7 +86,7 @@ def lokr_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
     rank = second_rank or first_rank
     u1, v1 = _decomposed(first)
     u2, v2 = _decomposed(second)
-    b, a = torch.kron(u1, u2), torch.kron(v1, v2)
+    b, a = _kronecker(u1, u2), _kronecker(v1, v2)
     return a.float(), b.float(), (1.0 if alpha is None or rank is None else alpha / rank)
 
 
@@ -109,3 +107,10 @@ def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
     rank = max(1, int((s > s.max() * RANK_TOLERANCE * math.sqrt(len(s))).sum()))
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """The Kronecker product of two matrices; torch.kron does not take a single column of an SVD as it lies in memory."""
+    import torch
+
+    return torch.einsum("ij,kl->ikjl", left, right).reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])

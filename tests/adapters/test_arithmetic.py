@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,14 @@ def test_ties_of_adapters_that_never_meet_is_their_sum():
     first, second = torch.tensor([[4.0, -3.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]])
     strengths = torch.tensor([0.5, -2.0]).reshape(2, 1, 1)
     assert_close(arithmetic.ties(torch.stack([first, second]), strengths, density=0.5), 0.5 * first - 2.0 * second)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_adapters_whose_product_is_beyond_all_numbers_are_refused(method):
+    one = adapter(3, 1)
+    huge = replace(one, tensors={key: value * 1e30 for key, value in one.tensors.items()})
+    with pytest.raises(AdapterError, match="too large"):
+        arithmetic.merge([Weighted(huge, 1.0), Weighted(one, 1.0)], method)
 
 
 def test_ties_of_one_adapter_at_full_density_is_that_adapter():

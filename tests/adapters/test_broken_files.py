@@ -52,6 +52,7 @@ REFUSED_TENSORS = [
     ("20 A missing", without(A), "lora_A is missing"),
     ("21 ranks differ", good(**{B: torch.randn(D, R + 1)}), "do not belong together"),
     ("25 A and B swapped", {A: torch.randn(D, R), B: torch.randn(R, D + 1)}, "do not belong together"),
+    ("27 no outputs of a fused layer", pair("lora_unet_double_blocks_0_img_attn_qkv", 0), "do not belong together"),
     ("27 rank zero", {A: torch.randn(0, D), B: torch.randn(D, 0)}, "do not belong together"),
     ("29 A with three axes", good(**{A: torch.randn(R, D, 1)}), "3 axes"),
     ("31 A without axes", good(**{A: torch.tensor(1.0)}), "0 axes"),

@@ -34,6 +34,17 @@ def test_a_kronecker_adapter_is_written_out_as_lora(tmp_path, w2_rank, alpha, ra
     assert_close(delta_of(adapter, PLAIN), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("second", ["decomposed", "whole", "zero"])
+@pytest.mark.parametrize("edge", [1, 2, 4])
+def test_a_kronecker_adapter_whose_second_factor_has_rank_one_is_written_out(tmp_path, second, edge):
+    """Every such file ended in a traceback: torch.kron does not take the SVD's columns as they lie."""
+    stem = "lycoris_transformer_blocks_0_attn_to_q"
+    w1, a, b = torch.randn(edge, edge), torch.randn(D // edge, 1), torch.randn(1, D // edge)
+    w2 = {"decomposed": {f"{stem}.lokr_w2_a": a, f"{stem}.lokr_w2_b": b}, "whole": {f"{stem}.lokr_w2": a @ b}, "zero": {f"{stem}.lokr_w2": 0 * a @ b}}[second]
+    adapter = read_adapter(write(tmp_path, {f"{stem}.lokr_w1": w1} | w2), KEY_MAPS, family="flux")
+    assert_close(delta_of(adapter, PLAIN), torch.kron(w1, a @ b) * (second != "zero"), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [pytest.param(6, id="U20 rows that three divides"), pytest.param(4, id="U21 rows that it does not")])
 def test_a_kronecker_adapter_on_a_fused_layer_comes_apart(tmp_path, rows):
     stem = "lycoris_double_blocks_0_img_attn_qkv"
