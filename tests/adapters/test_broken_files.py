@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from finetune.adapters.adapter_file import AdapterFile, read_adapter, to_dtype
+from finetune.adapters.adapter_file import AdapterFile, read_adapter, to_dtype, write_adapter
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
 from tests.adapters.made_files import D, R, delta_of, lora_metadata, pair, write
@@ -160,6 +160,15 @@ def test_91_a_rank_pattern_without_an_alpha_pattern_keeps_the_strength_that_peft
     settings = lora_metadata(r=4, lora_alpha=4, rank_pattern={"transformer_blocks.0.attn.to_q": 8})
     adapter = read_adapter(write(tmp_path, tensors, settings), KEY_MAPS)
     torch.testing.assert_close(delta_of(adapter, "transformer_blocks.0.attn.to_q"), 0.5 * tensors[B] @ tensors[A])
+
+
+@pytest.mark.parametrize("said", ['{"trigger": "\\ud800"}', '{"\\udfff": 1}', '["\\ud800"]', "{", "[" * 5000])
+def test_a_provenance_that_nobody_wrote_is_none_and_can_be_written_over(tmp_path, said):
+    """Half of a character in it ended in a traceback when the adapter was merged, resized or published."""
+    adapter = read_adapter(write(tmp_path, good(), {"brushwork": said}), KEY_MAPS)
+    assert adapter.provenance == {}
+    written = write_adapter(tmp_path / "again.safetensors", adapter.with_provenance(**adapter.provenance, operation="resize"))
+    assert read_adapter(written).provenance == {"operation": "resize"}
 
 
 def test_99_an_embedded_thumbnail_is_dropped(tmp_path):
