@@ -133,7 +133,8 @@ def record_problems(data: Any) -> list[str]:
     if problems:
         return problems
     problems += _relation_problems(data)
-    checked = {key: value for key, value in data.items() if key not in ("raw", "prompt", "enhanced")}
+    # A reason may name the tag that was out of place.
+    checked = {key: value for key, value in data.items() if key not in ("raw", "prompt", "enhanced", "reason")}
     if data["enhanced"] != data["prompt"]:
         checked["enhanced"] = data["enhanced"]
     if any(SURROGATE.search(text) for text in _strings(data)):

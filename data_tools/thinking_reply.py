@@ -13,7 +13,7 @@ from typing import Any
 
 LONGEST_REPLY = 100_000
 TAG = re.compile(r"<(/?)\s*(think|recaption|answer)\s*>", re.IGNORECASE)
-FENCE = re.compile(r"^\s*```[\w-]*\s*\n?(.*?)\n?\s*```\s*$", re.DOTALL)
+FENCE, FENCE_LANGUAGE = "```", re.compile(r"[\w-]*\s*")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
 
 
@@ -28,8 +28,11 @@ class Reply:
 
 def _clean(text: str) -> str:
     text = CONTROL.sub(" ", text).strip()
-    fenced = FENCE.match(text)
-    return (fenced.group(1) if fenced else text).strip()
+    if len(text) < 2 * len(FENCE) or not (text.startswith(FENCE) and text.endswith(FENCE)):
+        return text
+    inside = text.removeprefix(FENCE).removesuffix(FENCE)
+    first, newline, rest = inside.partition("\n")
+    return (rest if newline and FENCE_LANGUAGE.fullmatch(first) else inside).strip()
 
 
 def _blocks(text: str) -> list[tuple[str, str]] | str:

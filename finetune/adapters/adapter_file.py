@@ -89,6 +89,7 @@ class AdapterFile:
         """What our own trainer wrote about the run, or {}. Untrusted when the file is a stranger's."""
         try:
             found = json.loads(self.metadata.get(PROVENANCE_KEY, "{}"))
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half of a character, which no file takes
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}

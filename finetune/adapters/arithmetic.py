@@ -153,11 +153,11 @@ def _merge_module(module: str, present: Sequence[tuple[int, Weighted]], method: 
 
 
 def ties(deltas: Tensor, strengths: Tensor, density: float) -> Tensor:
-    """Trim, elect signs, average what agrees (Yadav et al., "TIES-Merging", 2023). deltas (n, out, in...), strengths (n, 1, 1...).
+    """Trim, elect signs, add what agrees (Yadav et al., "TIES-Merging", 2023). deltas (n, out, in...), strengths (n, 1, 1...).
 
-    Each delta keeps its `density` largest entries by magnitude; a position's sign is that of the weighted sum; the
-    entries of that sign are averaged with their weights and scaled by the weights' sum, so that one adapter alone keeps
-    its strength.
+    Each delta keeps its `density` largest entries by magnitude; a position's sign is that of the weighted sum; the weighted
+    entries of that sign are added. The paper averages them and leaves the scale to be tuned; a sum keeps every strength what was
+    asked for, as the other methods do, whether or not another adapter has an entry at the same place.
     """
     import torch
 
@@ -167,20 +167,22 @@ def ties(deltas: Tensor, strengths: Tensor, density: float) -> Tensor:
         threshold = each.abs().flatten().kthvalue(each.numel() - count + 1).values
         kept.append(torch.where(each.abs() >= threshold, each, torch.zeros_like(each)))
     weighted = torch.stack(kept) * strengths
-    agrees = (weighted.sign() == weighted.sum(dim=0).sign()) & (weighted != 0)
-    share = (agrees * strengths.abs()).sum(dim=0).clamp_min(1e-12)
-    return (weighted * agrees).sum(dim=0) / share * strengths.abs().sum()
+    agrees = weighted.sign() == weighted.sum(dim=0).sign()
+    return (weighted * agrees).sum(dim=0)
 
 
 def low_rank(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor, float]:
     """(A, B, relative error) of the best approximation of a dense delta W (out, in...) at `rank`.
 
-    Large layers use a randomised SVD with oversampling and power iterations (Halko et al. 2011), seeded.
+    Large layers use a randomised SVD with oversampling and power iterations (Halko et al. 2011), seeded. Raises AdapterError for
+    a matrix without a finite norm.
     """
     import torch
 
     flat = matrix.float().flatten(1)
     total = float(flat.norm())
+    if not math.isfinite(total):
+        raise AdapterError("the weights are too large, or not numbers", fix="an adapter with such weights blew up in training")
     kept = min(rank, *flat.shape)
     if min(flat.shape) <= DENSE_SVD_UP_TO or kept * 4 >= min(flat.shape):
         u, s, v = torch.linalg.svd(flat, full_matrices=False)

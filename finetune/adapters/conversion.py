@@ -136,11 +136,11 @@ def _source_pair(work: Conversion, stem: str, roles: Mapping[str, str], settings
         raise AdapterError(f"{stem}: an OFT outside of a PEFT folder with the model's own layer names, which needs the base weights", where=work.where,
                            fix="bake it with the tool that made it")
     if foreign:
-        tensors = {role: work.read(key) for role, key in foreign.items()}
+        tensors = {role: _matrix(work, key) for role, key in foreign.items()}
         build = lycoris.lokr_pair if any(role.startswith("lokr") for role in foreign) else lycoris.loha_pair
         a, b, scale = build(tensors, alpha, stem, work.where)
         if alpha is None and settings.alpha is not None:
-            scale = _said_scale(settings, module, work.where)
+            scale = _said_scale(settings, stem, work.where)
         work.notes.append(f"{stem}: {'LoKr' if build is lycoris.lokr_pair else 'LoHa'} written out as LoRA, rank {a.shape[0]}")
         return SourcePair(a, b, scale, magnitude)
     for role in ("A", "B"):
@@ -148,13 +148,13 @@ def _source_pair(work: Conversion, stem: str, roles: Mapping[str, str], settings
             raise AdapterError(f"{stem}: lora_{role} is missing", where=work.where, fix="the file is incomplete")
     a, b = _matrix(work, roles["A"]), _matrix(work, roles["B"])
     if "mid" in roles:
-        a, b = lycoris.tucker_pair(a, work.read(roles["mid"]), b)
+        a, b = lycoris.tucker_pair(a, _matrix(work, roles["mid"]), b, stem, work.where)
     if a.ndim == b.ndim == 4 and tuple(a.shape[2:]) == tuple(b.shape[2:]) == (1, 1) and not _is_convolution(module):
         a, b = a.flatten(1), b.flatten(1)
-    if a.ndim != b.ndim or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+    if a.ndim != b.ndim or a.shape[0] != b.shape[1] or not a.numel() or not b.numel():
         raise AdapterError(f"{stem}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not belong together", where=work.where,
                            fix="A is (rank, inputs), B is (outputs, rank)")
-    scale = checked_scale(alpha, a.shape[0], stem, work.where) if alpha is not None else settings.scale(module, a.shape[0], work.where)
+    scale = checked_scale(alpha, a.shape[0], stem, work.where) if alpha is not None else settings.scale(stem, a.shape[0], work.where)
     return SourcePair(a, b, scale, magnitude)
 
 
@@ -208,7 +208,10 @@ def _place(work: Conversion, part: str, stem: str, source: SourcePair, rule: Rul
     if rows is None:
         raise AdapterError(f"{stem}: {source.b.shape[0]} outputs cannot be split into {len(modules)} parts", where=work.where,
                            fix="the adapter was made for another model")
-    b = factors.swap_row_halves(source.b) if rule.swap_halves and source.b.shape[0] == 2 * source.a.shape[1] else source.b
+    b, magnitude = source.b, source.magnitude
+    if rule.swap_halves and b.shape[0] == 2 * source.a.shape[1]:
+        b = factors.swap_row_halves(b)
+        magnitude = factors.swap_row_halves(magnitude) if magnitude is not None and len(magnitude) == len(b) else magnitude
     pieces = factors.split_rows(source.a, b, rows) if len(rows) > 1 else [(source.a, b)]
     scale = source.scale
     if len(rows) > 1 and _trained_apart(pieces, source.a.shape[0]):
@@ -224,8 +227,8 @@ def _place(work: Conversion, part: str, stem: str, source: SourcePair, rule: Rul
                 work.scales[module] = scale
             work.add(part, module, A_SUFFIX, piece_a)
             work.add(part, module, B_SUFFIX, piece_b)
-            if source.magnitude is not None:
-                work.add(part, module, MAGNITUDE_SUFFIX, source.magnitude[start:start + count].clone())
+            if magnitude is not None:
+                work.add(part, module, MAGNITUDE_SUFFIX, magnitude[start:start + count].clone())
         start += count
 
 

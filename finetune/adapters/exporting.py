@@ -77,7 +77,7 @@ def export(adapter: AdapterFile, layout: str, path: Path | str, key_map: KeyMap 
     if layout in FOLDERS:
         _write_peft(path, adapter, modules, result)
     else:
-        _write_flat(path, layout, adapter, modules, result)
+        _write_flat(path, layout, adapter, modules, key_map.kohya_encoders if key_map and layout != "onetrainer" else {}, result)
     _prove(adapter, path, key_map, result)
     return result
 
@@ -148,9 +148,10 @@ def _fuse(adapter: AdapterFile, place: Place, shapes: Mapping[str, tuple[int, ..
     parts = [adapter.pair(module) if module in present else None for module in place.modules]
     if len(parts) == 1:
         a, b = adapter.pair(place.modules[0])
+        magnitude = adapter.tensors.get(place.modules[0] + MAGNITUDE_SUFFIX)
         if place.rule.swap_halves and b.shape[0] == 2 * a.shape[1]:
-            b = factors.swap_row_halves(b)
-        return FusedPair(a, b, adapter.tensors.get(place.modules[0] + MAGNITUDE_SUFFIX))
+            b, magnitude = factors.swap_row_halves(b), None if magnitude is None else factors.swap_row_halves(magnitude)
+        return FusedPair(a, b, magnitude)
     a, b = factors.join_rows(parts, _part_rows(place, parts, shapes))
     magnitudes = [adapter.tensors.get(module + MAGNITUDE_SUFFIX) for module in place.modules]
     if all(item is None for item in magnitudes):
@@ -199,7 +200,7 @@ def _own_metadata(adapter: AdapterFile) -> dict[str, str]:
     return {key: value for key, value in adapter.metadata.items() if not key.startswith(("ss_tag", "ss_dataset", "ss_bucket"))}
 
 
-def _write_flat(path: Path, layout: str, adapter: AdapterFile, modules: Mapping[str, FusedPair], result: Export) -> None:
+def _write_flat(path: Path, layout: str, adapter: AdapterFile, modules: Mapping[str, FusedPair], numbering: Mapping[str, str], result: Export) -> None:
     import torch
 
     _check_place(path, folder=False)
@@ -211,7 +212,7 @@ def _write_flat(path: Path, layout: str, adapter: AdapterFile, modules: Mapping[
     for part, values in adapter.text_encoders.items():
         encoder = AdapterFile(values)
         for module in encoder.modules:
-            tensors |= _flat_pair(ENCODER_PREFIX[part] + module.replace(".", "_"), FusedPair(*encoder.pair(module), values.get(module + MAGNITUDE_SUFFIX)), dotted)
+            tensors |= _flat_pair(ENCODER_PREFIX[numbering.get(part, part)] + module.replace(".", "_"), FusedPair(*encoder.pair(module), values.get(module + MAGNITUDE_SUFFIX)), dotted)
     metadata = {**_own_metadata(adapter), "format": "pt"}
     if not dotted:
         ranks = {int(pair.a.shape[0]) for pair in modules.values()}

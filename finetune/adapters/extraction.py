@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,10 @@ def extract(base: Path | str, tuned: Path | str, *, rank: int, energy: float | N
     """
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise AdapterError("a rank is at least 1, an energy above 0 and at most 1")
-    pattern = re.compile(targets)
+    try:
+        pattern = re.compile(targets)
+    except re.error as problem:
+        raise AdapterError(f"not a regular expression: {problem}", where=f"--targets {targets}") from None
     result, tensors = Extraction(AdapterFile({})), {}
     with BaseWeights(base, component) as before, BaseWeights(tuned, component) as after:
         _same_architecture(before, after)
@@ -53,6 +57,8 @@ def extract(base: Path | str, tuned: Path | str, *, rank: int, energy: float | N
                 old, new = before.read(key).float(), after.read(key).float()
                 difference = new - old
                 change = float(difference.norm() / old.norm().clamp_min(1e-30))
+                if not math.isfinite(change):
+                    raise AdapterError(f"{key} contains NaN or infinity in one of the two models", where=str(tuned), fix="the training that made it blew up")
                 if not _changed(change, before.entry(key).dtype, after.entry(key).dtype):
                     result.unchanged += [module] if module in layers else []
                 elif not key.endswith(".weight") or module not in layers or not pattern.fullmatch(module):

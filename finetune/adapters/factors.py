@@ -85,7 +85,7 @@ def join_rows(parts: Sequence[tuple[Tensor, Tensor] | None], rows: Sequence[int]
 
 
 def swap_row_halves(b: Tensor) -> Tensor:
-    """B with its upper and lower half of rows exchanged (shift, scale <-> scale, shift)."""
+    """B, or magnitudes (out,), with the upper and lower half of rows exchanged (shift, scale <-> scale, shift)."""
     import torch
 
     upper, lower = b.chunk(2)

@@ -32,7 +32,9 @@ IGNORED_WITH_A_WORD = (
 
 @dataclass(frozen=True)
 class ForeignSettings:
-    """What a file says about strength besides its tensors. Patterns are literal module names, never expressions.
+    """What a file says about strength besides its tensors. Patterns are literal ends of module names, or whole names after a
+    "^", never expressions.
+    has_rank_expressions: whether ranks are also set by expressions, which are not run.
     variant: the setting by which a LoHa, LoKr or OFT is not of the usual build, if there is one."""
 
     rank: int | None = None
@@ -40,6 +42,7 @@ class ForeignSettings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    has_rank_expressions: bool = False
     variant: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -56,7 +59,7 @@ class ForeignSettings:
         if alpha is None:
             return 1.0
         if said is not None and said != rank:
-            if alpha != said or self.rslora:
+            if alpha != said or self.rslora or self.has_rank_expressions:
                 raise AdapterError(f"{module}: the header says rank {said}, alpha {alpha:g}, but the tensor has rank {rank}, so its strength is unknown", where=where)
             return 1.0
         return checked_scale(alpha, math.sqrt(rank) if self.rslora else rank, module, where)
@@ -71,7 +74,7 @@ def checked_scale(alpha: float, divisor: float, module: str, where: str) -> floa
 
 def _by_pattern(pattern: Mapping[str, Any], module: str, otherwise: Any) -> Any:
     for name, value in pattern.items():
-        if module == name or module.endswith("." + name):
+        if module == name.removeprefix("^") or module.endswith("." + name):
             return value
     return otherwise
 
@@ -130,13 +133,18 @@ def settings_from(raw: Mapping[str, Any], where: str) -> ForeignSettings:
     for key in ("fan_in_fan_out", "lora_bias"):
         if raw.get(key):
             notes.append(f"{key} in the settings was ignored; the tensors' shapes decide")
+    ranks, alphas = (_pattern(raw.get(name), name, where) for name in ("rank_pattern", "alpha_pattern"))
+    if None in alphas.values():
+        raise AdapterError("alpha_pattern in the adapter's settings has expressions, which are never run, so its strengths are unknown", where=where,
+                           fix="ask its author for a file that names the modules")
     rank = None if raw.get("peft_type") == "OFT" else _number(raw.get("r"), "r", where)  # OFT counts blocks, not ranks
     return ForeignSettings(
         rank=None if rank is None else int(rank),
         alpha=_number(raw.get("lora_alpha", raw.get("alpha")), "lora_alpha", where),
-        rank_pattern={key: int(value) for key, value in _pattern(raw.get("rank_pattern"), "rank_pattern", where, notes).items()},
-        alpha_pattern=_pattern(raw.get("alpha_pattern"), "alpha_pattern", where, notes),
+        rank_pattern={key: int(value) for key, value in ranks.items() if value is not None},
+        alpha_pattern=alphas,
         rslora=raw.get("use_rslora") is True,
+        has_rank_expressions=None in ranks.values(),
         variant=next((key for key, usual in USUAL_BUILD.items() if raw.get(key, usual) != usual), None),
         notes=tuple(notes),
     )
@@ -145,24 +153,22 @@ def settings_from(raw: Mapping[str, Any], where: str) -> ForeignSettings:
 def _number(value: Any, name: str, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= 1e6:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
         raise AdapterError(f"{name} in the adapter's settings is {ascii(value)[:40]}", where=where, fix="it must be a number above 0")
     return float(value)
 
 
-def _pattern(value: Any, name: str, where: str, notes: list[str]) -> dict[str, float]:
+def _pattern(value: Any, name: str, where: str) -> dict[str, float | None]:
+    """Name -> number; None for an expression."""
     if not value:
         return {}
     if not isinstance(value, dict):
         raise AdapterError(f"{name} in the adapter's settings is not a table", where=where)
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for key, item in value.items():
-        literal = key.removeprefix("^").removesuffix("$").replace("\\.", ".").replace("\\-", "-")
-        number = _number(item, name, where)
-        if number is None or not re.fullmatch(r"[\w.\-]{1,512}", literal):
-            notes.append(f"an expression in {name} was ignored: {ascii(key)[:60]}")
-        else:
-            found[literal] = number
+        literal = key.removesuffix("$").replace("\\.", ".").replace("\\-", "-")
+        if (number := _number(item, name, where)) is not None:
+            found[literal] = number if re.fullmatch(r"\^?[\w.\-]{1,512}", literal) else None
     return found
 
 

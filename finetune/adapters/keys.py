@@ -83,6 +83,7 @@ class KeyMap:
     layouts: file layout -> dialect of names in it, for writing ("canonical" where a layout is not listed).
     unusable: canonical template -> why a LoRA there cannot work.
     text_encoders: pipeline component -> canonical templates inside it.
+    kohya_encoders: pipeline component -> the one whose number kohya's files give it, where that is not its own.
     widths: hidden sizes of the published models.  blocks: beginning of a name -> most blocks of a published model.
     loads_with: how people without this tool load a file, for the card: "pipeline", "transformer" or "peft".
     hints: what other tools call this family in `modelspec.architecture` or `ss_base_model_version`, lower case.
@@ -95,6 +96,7 @@ class KeyMap:
     layouts: Mapping[str, str] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     text_encoders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kohya_encoders: Mapping[str, str] = field(default_factory=dict)
     widths: tuple[int, ...] = ()
     blocks: Mapping[str, int] = field(default_factory=dict)
     loads_with: str = "peft"
@@ -121,13 +123,18 @@ class KeyMap:
     def place(self, name: str, flat: bool, part: str = "transformer") -> Place | None:
         """Where a foreign module name belongs, or None when this family has no such module.
 
-        flat: dots are underscores.  part: "transformer" or a text encoder's component name.
+        flat: dots are underscores.  part: "transformer" or a text encoder's component, as `component` takes it.
         """
+        part = self.component(part, flat)
         if part == "transformer":
             return (self._flat if flat else self._dotted).find(name)
         if part not in self._encoders:
             return None
         return self._encoders[part][flat].find(name)
+
+    def component(self, part: str, flat: bool) -> str:
+        """The pipeline's component that a file's part is: kohya's third text encoder is the second where there are two."""
+        return next((own for own, theirs in self.kohya_encoders.items() if flat and theirs == part), part)
 
     def why_unusable(self, module: str) -> str | None:
         """Why a LoRA on this canonical module cannot work, or None when it can."""

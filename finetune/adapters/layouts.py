@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from finetune.adapters.keys import KeyMap, Place
 from finetune.adapters.tensor_files import Entry
@@ -144,9 +145,22 @@ def detect_layout(entries: Mapping[str, Entry], key_maps: Mapping[str, KeyMap], 
     layout = layouts[0] if len(layouts) == 1 else "mixed"
     widths = {entries[group["A"]].shape[1] for group in groups.values() if "A" in group and len(entries[group["A"]].shape) > 1}
     chosen, alternatives, places = _family(groups, flat_of, widths, key_maps, family, hint, where)
+    if chosen:
+        groups, places = (_by_component(table, flat_of, key_maps[chosen], where) for table in (groups, places))
     if layout == "peft" and chosen:
         layout = _official_layout(key_maps[chosen], places.values()) or layout
     return Detection(layout, chosen, alternatives, groups, places)
+
+
+def _by_component(table: Mapping[tuple[str, str], Any], flat_of: Mapping[tuple[str, str], bool], key_map: KeyMap, where: str) -> dict[tuple[str, str], Any]:
+    """The same under the names of the pipeline's components."""
+    found: dict[tuple[str, str], Any] = {}
+    for (part, stem), value in table.items():
+        own = (key_map.component(part, flat_of[part, stem]), stem)
+        if own in found:
+            raise AdapterError(f"{stem}: the same text encoder comes under two numbers", where=where)
+        found[own] = value
+    return found
 
 
 def _official_layout(key_map: KeyMap, places: Iterable[Place | None]) -> str | None:

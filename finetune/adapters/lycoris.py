@@ -43,10 +43,12 @@ def in_one_form(adapters: Sequence[AdapterFile]) -> list[AdapterFile]:
     return [adapter if adapter.form is OFT else as_lora(adapter) for adapter in adapters]
 
 
-def tucker_pair(down: Tensor, mid: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def tucker_pair(down: Tensor, mid: Tensor, up: Tensor, module: str, where: str) -> tuple[Tensor, Tensor]:
     """A convolution's pair from its Tucker form. down (n, in, 1, 1), mid (m, n, kh, kw), up (out, m, 1, 1)."""
     import torch
 
+    if mid.ndim != 4 or tuple(mid.shape[:2]) != (up.shape[1], down.shape[0]) or up[0].numel() != up.shape[1]:
+        raise AdapterError(f"{module}: the Tucker factors do not belong together", where=where)
     a = torch.einsum("mnhw,nj->mjhw", mid.float(), down.float().flatten(1))
     return a, up.float().reshape(up.shape[0], up.shape[1], 1, 1)
 
@@ -61,7 +63,7 @@ def loha_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
         w1a, w1b, w2a, w2b = (factors[name].double() for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
     except KeyError as missing:
         raise AdapterError(f"{module}: {missing.args[0]} is missing", where=where) from None
-    if w1a.shape[0] != w2a.shape[0] or w1b.shape[1:] != w2b.shape[1:] or w1a.shape[1] != w1b.shape[0] or w2a.shape[1] != w2b.shape[0]:
+    if any(factor.ndim != 2 or not factor.numel() for factor in (w1a, w1b, w2a, w2b)) or w1a.shape[0] != w2a.shape[0] or w1b.shape[1:] != w2b.shape[1:] or w1a.shape[1] != w1b.shape[0] or w2a.shape[1] != w2b.shape[0]:
         raise AdapterError(f"{module}: the LoHa factors do not belong together", where=where)
     b = torch.einsum("oi,oj->oij", w1a, w2a).flatten(1)
     a = torch.einsum("in,jn->ijn", w1b, w2b).flatten(0, 1)
@@ -73,18 +75,18 @@ def lokr_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
 
     The scale is alpha / rank only where a factor is decomposed; with two full factors LyCORIS ignores alpha.
     """
-    import torch
-
     if "lokr_t2" in factors:
         raise AdapterError(f"{module}: a Tucker LoKr, which has no low-rank form", where=where)
     first, first_rank = _lokr_factor(factors, "lokr_w1", module, where)
     second, second_rank = _lokr_factor(factors, "lokr_w2", module, where)
-    rank = second_rank or first_rank
-    u1, v1 = _decomposed(first)
-    u2, v2 = _decomposed(second.flatten(1))
-    b, a = torch.kron(u1, u2), torch.kron(v1, v2)
     if second.ndim == 4:
         raise AdapterError(f"{module}: a LoKr on a convolution", where=where)
+    if any(factor.ndim != 2 or not factor.numel() for factor in (first, second)) or 0 in (first_rank, second_rank):
+        raise AdapterError(f"{module}: the LoKr factors are no matrices", where=where)
+    rank = second_rank or first_rank
+    u1, v1 = _decomposed(first)
+    u2, v2 = _decomposed(second)
+    b, a = _kronecker(u1, u2), _kronecker(v1, v2)
     return a.float(), b.float(), (1.0 if alpha is None or rank is None else alpha / rank)
 
 
@@ -105,3 +107,10 @@ def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
     rank = max(1, int((s > s.max() * RANK_TOLERANCE * math.sqrt(len(s))).sum()))
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """The Kronecker product of two matrices; torch.kron does not take a single column of an SVD as it lies in memory."""
+    import torch
+
+    return torch.einsum("ij,kl->ikjl", left, right).reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])

@@ -25,7 +25,8 @@ Answer = TypeVar("Answer")
 ALLOWED = re.compile(r"README\.md|LICENSE\.txt|Notice\.txt|training_config\.json|pytorch_lora_weights\.safetensors|adapter_model\.safetensors|adapter_config\.json|thinking_tokens\.safetensors"
                      r"|images/[A-Za-z0-9][\w.\-]*\.(png|webp|jpg)")
 REPO = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
-SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|ghp_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
+# "sk-" begins a word, be it after a line's end as JSON writes it: "desk-with-a-lamp-and-a-cup" is no token.
+SECRETS = re.compile(rb"hf_[A-Za-z0-9]{20,}|(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))sk-[A-Za-z0-9_\-]{20,}|ghp_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
 MACHINE_PATHS = re.compile(rb"(?:/home/|/root/|/Users/|/mnt/|/tmp/|/workspace/)[\w.\-]+|\b[A-Z]:\\\\?[\w.\-]+")
 TEXT_ENDINGS = (".md", ".txt", ".json")
 RETRIED = (408, 429, 500, 502, 503, 504)

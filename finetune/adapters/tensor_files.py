@@ -202,7 +202,11 @@ def _json_object(text: bytes, refuse: Callable[..., AdapterError]) -> dict:
 def _metadata(raw: object, limits: Limits, refuse: Callable[..., AdapterError]) -> dict[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise refuse("the metadata is not a table of texts")
-    if sum(len(key) + len(value) for key, value in raw.items()) > limits.metadata_bytes:
+    try:
+        size = len("".join([*raw, *raw.values()]).encode())
+    except UnicodeEncodeError:
+        raise refuse("the metadata holds half of a character (a lone surrogate)") from None
+    if size > limits.metadata_bytes:
         raise refuse(f"more than {limits.metadata_bytes} bytes of metadata")
     return raw
 

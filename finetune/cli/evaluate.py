@@ -101,8 +101,8 @@ def compare(
         chosen, subjects_of(named), seed_numbers, *_settings(recipe, found.identifier, steps, guidance, negative), height, width, references or trained, trained, measures.split(",") if measures else None, at_hand(given))
     result = compare_all(found, comparison, out, progress_for(quiet))
     data = {"rows": result["rows"], "evaluation": out / "evaluation.json", "report": out / "report.html", "drawn": result["drawn"], "near_copies": result["near_copies"],
-            "left_out": result["left_out"], "imported": result["imported"]}
-    emit(data, [*_table(result["rows"]), _copies_line(result), f"page  {out / 'report.html'}"], json=json)
+            "left_out": result["left_out"], "imported": result["imported"], "caution": result["caution"]}
+    emit(data, [*_table(result["rows"]), *_notes(result), f"page  {out / 'report.html'}"], json=json)
 
 
 def _height_width(size: str | None) -> tuple[int | None, int | None]:
@@ -120,10 +120,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _copies_line(result: Mapping[str, Any]) -> str:
-    if result["training"] is None:
-        return "near-copies: not looked for (--training)"
-    return f"near-copies of training pictures: {len(result['near_copies'])}"
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """What to keep in mind about the table: how many of its verdicts chance may have made, and copies."""
+    copies = "near-copies: not looked for (--training)" if result["training"] is None else f"near-copies of training pictures: {len(result['near_copies'])}"
+    return [*([f"note: {result['caution']}"] if result["caution"] else []), copies]
 
 
 def export_pictures(

@@ -107,9 +107,8 @@ def train(
 
     result = train_preference(settings, out, resume=resume, progress=progress_for(quiet))
     lines = [f"{result.adapter}: step {result.best_step}, divergence {result.kl:.2f} nats a picture", f"sheet  {result.sheet}"]
-    if result.gain_interval is not None:
-        low, high = result.gain_interval
-        lines.insert(1, f"reward on held-out prompts {result.reward_before:.3f} before, {result.reward_after:.3f} after ({low:+.3f} to {high:+.3f}, 95 %)")
+    if result.reward_before is not None:
+        lines.insert(1, f"reward on held-out prompts {result.gain_line()}")
     if result.stopped:
         lines.append(f"stopped by the guard: {result.stopped}")
     lines += [f"left out: {place}: {reason}" for place, reason in result.left_out]

@@ -16,7 +16,7 @@ from finetune.evaluation.evidence import Evidence
 from finetune.evaluation.measure import Measure, choose_measures
 from finetune.evaluation.pictures import MOST_REFERENCES, TRAINING_EDGE, PictureSet, load_pictures
 from finetune.evaluation.prompts import EvaluationPrompt
-from finetune.evaluation.results import EvaluationFolder, keys_of
+from finetune.evaluation.results import EvaluationFolder, keys_of, pictures_asked_for
 from finetune.evaluation.subjects import Subject
 from finetune.evaluation.table import result_of
 
@@ -137,10 +137,10 @@ def _measure(folder: EvaluationFolder, comparison: Comparison, measures: Sequenc
         for subject in comparison.subjects:
             own = evidence[subject.name]
             for measure in by_picture:
-                against = " ".join(met.get(need, "") for need in measure.needs)
-                keys = keys_of(measure, against, subject, own)
                 # Every value may depend on all pictures of its subject (diversity does), so it is all or nothing.
-                if all(key in stored for key in keys) and len(keys) == _count(stored, keys[0]):
+                against = " ".join([*(met.get(need, "") for need in measure.needs), pictures_asked_for(own)])
+                keys = keys_of(measure, against, subject, own)
+                if all(key in stored for key in keys):
                     values = np.array([stored[key] for key in keys])
                 else:
                     values = np.where(measure.applies(own), measure.values(own), np.nan)
@@ -149,8 +149,3 @@ def _measure(folder: EvaluationFolder, comparison: Comparison, measures: Sequenc
                 taken[subject.name, measure.name] = values
                 advance(1, f"{subject.name}: {measure.name}")
     return taken
-
-
-def _count(stored: Mapping[tuple, float], key: tuple) -> int:
-    """How many values are stored of the measure and subject that `key` belongs to."""
-    return sum(other[:3] == key[:3] for other in stored)

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune import resampling
 from finetune.randomness import stable_seed
 
 RESAMPLES = 4000
-COVERAGE = 0.95
-# With fewer prompts a percentile interval is fiction.
-FEWEST_PROMPTS = 5
 
 
 @dataclass(frozen=True)
 class Interval:
-    """low, high: percentile interval, None where there are too few prompts.  p: two-sided bootstrap p-value of "zero"."""
+    """low, high: of `resampling.interval`, None where there are too few prompts.  p: two-sided p-value of "zero"."""
 
     value: float
     low: float | None
@@ -41,12 +39,10 @@ def _draws(count: int, purpose: str) -> np.ndarray:
 
 def _from_samples(value: float, samples: np.ndarray, prompts: int) -> Interval:
     samples = samples[np.isfinite(samples)]
-    if prompts < FEWEST_PROMPTS or not len(samples):
+    ends = resampling.interval(samples, prompts)
+    if ends is None:
         return Interval(value, None, None, None, prompts)
-    tail = (1 - COVERAGE) / 2 * 100
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    p = 2 * min((samples <= 0).mean(), (samples >= 0).mean())
-    return Interval(value, float(low), float(high), float(min(1, max(p, 1 / len(samples)))), prompts)
+    return Interval(value, *ends, resampling.p_value(value, samples, prompts), prompts)
 
 
 def bootstrap_mean(values: np.ndarray, prompt_ids: Sequence[str], purpose: str = "mean") -> Interval:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.thinking import SURROGATE
 from finetune.errors import BadInput
 
 SPLITS = ("style", "unrelated", "holdout")
@@ -69,6 +70,8 @@ def _from_line(line: str, where: str) -> EvaluationPrompt:
     prompt, tags = data.get("prompt"), data.get("tags", [])
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadInput("has no prompt", where=where)
+    if SURROGATE.search(prompt):
+        raise BadInput("its prompt holds half of a character (a lone surrogate)", where=where, fix="write the character itself, in UTF-8")
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise BadInput("its tags are not a list of words", where=where)
     split = data.get("split", "style")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,12 @@ class EvaluationFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_text(self.result, json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def pictures_asked_for(evidence: Evidence) -> str:
+    """A short hash of the prompts with their words and splits, and of the seeds: other words under an old id are other pictures."""
+    asked = [(prompt.prompt_id, prompt.prompt, prompt.split, seed) for prompt, seed in zip(evidence.prompts, evidence.seeds, strict=True)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def keys_of(measure: Measure, against: str, subject: Subject, evidence: Evidence) -> Sequence[tuple]:

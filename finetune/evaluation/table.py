@@ -10,10 +10,11 @@ import numpy as np
 
 from finetune.evaluation.drawing import DrawingSettings
 from finetune.evaluation.evidence import Evidence
-from finetune.evaluation.intervals import COVERAGE, Interval, bootstrap_mean, bootstrap_set, holm, per_prompt, win_rate
+from finetune.evaluation.intervals import Interval, bootstrap_mean, bootstrap_set, holm, per_prompt, win_rate
 from finetune.evaluation.measure import Measure
 from finetune.evaluation.measures.near_copies import of_evidence
 from finetune.evaluation.subjects import BASE
+from finetune.resampling import COVERAGE
 
 if TYPE_CHECKING:
     from finetune.evaluation.compare import Comparison
@@ -138,6 +139,6 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
         "measures": {measure.name: {"meaning": measure.meaning, "source": measure.source, "better": measure.better, "low": _number(measure.low), "high": _number(measure.high),
                                     "splits": list(measure.splits), "metric_id": measure.identifier} for measure in measures},
         "left_out": dict(left_out), "near_copies": near_copies_of(comparison, evidence), "ranked": ranked_prompts(comparison, measures, evidence, values),
-        "interval": f"{COVERAGE:.0%}, percentile bootstrap over prompts, paired by prompt and seed",
+        "interval": f"{COVERAGE:.0%}, percentile bootstrap over prompts, widened for their number, paired by prompt and seed",
         "caution": f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them" if tests > 1 else "",
     }

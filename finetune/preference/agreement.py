@@ -16,6 +16,7 @@ from finetune.preference.comparisons import Judgement
 from finetune.preference.pairs import Pair, preference_pairs
 
 Ratings = Mapping[Hashable, Mapping[str, float]]
+TIE = 2.0
 
 
 def krippendorff_alpha(ratings: Ratings, level: str = "nominal") -> float | None:
@@ -90,8 +91,9 @@ class Trust:
     """What the judgements say about themselves.
 
     alpha: Krippendorff's alpha by what was asked ("pair", "rank", "score:<criterion>"); None without an overlap.
-    pair_agreement: share of pairs that two annotators decided alike.  ceiling: the accuracy that a perfect reward model
-    could reach against one annotator's choices, from that share; None without an overlap.
+    pair_agreement: share of pairs that two annotators answered alike.  ceiling: the accuracy that a perfect reward model
+    could reach against one annotator's choices, from the pairs that both decided, since ties count in no accuracy; None
+    without an overlap.
     left: share of choices for the left picture (45 to 55 % is healthy).  consistency: share of repeats answered alike.
     triads, cyclic: triples of pictures that were fully compared, and those with a circle a > b > c > a.
     seconds: median time an answer by annotator.
@@ -113,7 +115,8 @@ def trust(judgements: Sequence[Judgement]) -> Trust:
     """All the figures above."""
     first = [judgement for judgement in judgements if not judgement.repeat]
     ratings = _ratings(first)
-    agreement = share_of(one == other for unit in ratings.get("pair", {}).values() for one, other in itertools.combinations(unit.values(), 2))
+    answers = [two for unit in ratings.get("pair", {}).values() for two in itertools.combinations(unit.values(), 2)]
+    decided = share_of(one == other for one, other in answers if TIE not in (one, other))
     by_annotator: dict[str, list[int]] = defaultdict(list)
     for judgement in judgements:
         by_annotator[judgement.rater].append(judgement.ms or 0)
@@ -121,7 +124,7 @@ def trust(judgements: Sequence[Judgement]) -> Trust:
     return Trust(
         judgements=len(judgements), by_annotator={rater: len(times) for rater, times in by_annotator.items()},
         alpha={name: krippendorff_alpha(values, "nominal" if name == "pair" else "ordinal") for name, values in ratings.items()},
-        pair_agreement=agreement, ceiling=_ceiling(agreement.value),
+        pair_agreement=share_of(one == other for one, other in answers), ceiling=_ceiling(decided.value),
         left=share_of(judgement.choice == judgement.shown[0] for judgement in judgements if judgement.mode == "pair" and judgement.choice),
         consistency=_consistency(judgements), triads=triads, cyclic=cyclic,
         seconds={rater: statistics.median(times) / 1000 for rater, times in by_annotator.items()},
@@ -129,8 +132,8 @@ def trust(judgements: Sequence[Judgement]) -> Trust:
 
 
 def _choice(judgement: Judgement) -> float:
-    """A pair's answer relative to the sorted ids, whatever the order on the screen: 0 or 1, 2 for a tie."""
-    return 2.0 if judgement.tie else float(sorted(judgement.items).index(judgement.choice))
+    """A pair's answer relative to the sorted ids, whatever the order on the screen: 0 or 1, or `TIE`."""
+    return TIE if judgement.tie else float(sorted(judgement.items).index(judgement.choice))
 
 
 def _ratings(judgements: Iterable[Judgement]) -> dict[str, dict[Hashable, dict[str, float]]]:

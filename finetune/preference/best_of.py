@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data_tools.errors import BadInput
+from finetune.resampling import interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,8 +91,6 @@ def gain_over_one(ranked: Sequence[Ranked]) -> Gain:
     if len(sizes) != 1:
         raise BadInput("the gain of best-of-N needs the same N for every prompt")
     n, gains = sizes.pop(), np.array([one.gain for one in ranked])
-    low = high = None
-    if len(gains) >= 5:
-        drawn = np.random.default_rng(0).choice(gains, (2000, len(gains))).mean(1)
-        low, high = float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+    drawn = np.random.default_rng(0).choice(gains, (4000, len(gains))).mean(1)
+    low, high = interval(drawn, len(gains)) or (None, None)
     return Gain(n, float(gains.mean()), low, high, math.log(n) - (n - 1) / n)

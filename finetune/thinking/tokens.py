@@ -152,7 +152,7 @@ def read_tokens(folder: Path | str) -> ThinkingTokens:
             raise AdapterError(f"holds other tensors than `{KEY}`", where=str(path))
         states = file.read(KEY)
         text = file.header.metadata.get(KEY, "")
-    if states.ndim != 2 or not 1 <= states.shape[0] <= MOST_TOKENS or not states.dtype.is_floating_point or not states.isfinite().all():
+    if states.ndim != 2 or not 1 <= states.shape[0] <= MOST_TOKENS or not states.dtype.is_floating_point or not states.float().isfinite().all():
         raise AdapterError(f"the tokens are not 1 to {MOST_TOKENS} rows of finite numbers", where=str(path))
     try:
         about = json.loads(text)

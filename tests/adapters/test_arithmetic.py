@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,8 +85,23 @@ def test_dare_keeps_the_expected_strength():
 def test_ties_keeps_the_largest_entries_and_only_those_that_agree():
     first, second = torch.tensor([[4.0, -3.0, 0.1, 2.0]]), torch.tensor([[2.0, 5.0, 0.2, 2.0]])
     merged = arithmetic.ties(torch.stack([first, second]), torch.ones(2, 1, 1), density=0.75)
-    # 0.1 and 0.2 are trimmed; at the second place the sum is positive, so -3 does not take part.
-    assert_close(merged, torch.tensor([[6.0, 10.0, 0.0, 4.0]]))
+    # 0.1 and 0.2 are trimmed; at the second place the sum is positive, so -3 does not take part, and 5 stays what it is.
+    assert_close(merged, torch.tensor([[6.0, 5.0, 0.0, 4.0]]))
+
+
+def test_ties_of_adapters_that_never_meet_is_their_sum():
+    """Entries that only one adapter has came out twice as strong."""
+    first, second = torch.tensor([[4.0, -3.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]])
+    strengths = torch.tensor([0.5, -2.0]).reshape(2, 1, 1)
+    assert_close(arithmetic.ties(torch.stack([first, second]), strengths, density=0.5), 0.5 * first - 2.0 * second)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_adapters_whose_product_is_beyond_all_numbers_are_refused(method):
+    one = adapter(3, 1)
+    huge = replace(one, tensors={key: value * 1e30 for key, value in one.tensors.items()})
+    with pytest.raises(AdapterError, match="too large"):
+        arithmetic.merge([Weighted(huge, 1.0), Weighted(one, 1.0)], method)
 
 
 def test_ties_of_one_adapter_at_full_density_is_that_adapter():

@@ -60,6 +60,7 @@ REFUSED_BYTES = [
     ("83 gzip", b"\x1f\x8b" + b"\0" * 60, "gzip"),
     ("97 deep nesting", raw_header(b"[" * 100_000 + b"]" * 100_000), "not valid JSON|not a JSON object"),
     ("97 metadata of 2 MB", raw_header({"__metadata__": {"a": "x" * 2_000_000}, "a.lora_A.weight": entry()}, BODY), "bytes of metadata"),
+    ("metadata with half of a character", raw_header({"__metadata__": {"a": "\ud800"}, "a.lora_A.weight": entry()}, BODY), "half of a character"),
     ("header is a list", raw_header([1]), "not a JSON object"),
     ("header is not UTF-8", raw_header(b"\xff\xfe{}"), "not valid JSON"),
     ("NaN in the header", raw_header(b'{"a.x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', BODY), "not valid JSON"),

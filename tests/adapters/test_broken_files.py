@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from finetune.adapters.adapter_file import AdapterFile, read_adapter, to_dtype
+from finetune.adapters.adapter_file import AdapterFile, read_adapter, to_dtype, write_adapter
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
 from tests.adapters.made_files import D, R, delta_of, lora_metadata, pair, write
@@ -52,6 +52,7 @@ REFUSED_TENSORS = [
     ("20 A missing", without(A), "lora_A is missing"),
     ("21 ranks differ", good(**{B: torch.randn(D, R + 1)}), "do not belong together"),
     ("25 A and B swapped", {A: torch.randn(D, R), B: torch.randn(R, D + 1)}, "do not belong together"),
+    ("27 no outputs of a fused layer", pair("lora_unet_double_blocks_0_img_attn_qkv", 0), "do not belong together"),
     ("27 rank zero", {A: torch.randn(0, D), B: torch.randn(D, 0)}, "do not belong together"),
     ("29 A with three axes", good(**{A: torch.randn(R, D, 1)}), "3 axes"),
     ("31 A without axes", good(**{A: torch.tensor(1.0)}), "0 axes"),
@@ -71,6 +72,16 @@ REFUSED_TENSORS = [
     ("55 two prefixes that overlap", pair(KOHYA) | pair("transformer.transformer_blocks.0.attn.to_out.0", seed=1), "comes twice"),
     ("56 two adapters", {f"{TO_Q}.lora_{letter}.{name}.weight": torch.randn(R, D) for letter in "AB" for name in ("one", "two")}, "adapters in one file|same tensor"),
     ("58 broken Kronecker factors", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1_a": torch.randn(4, 2), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "incomplete"),
+    ("58 a Kronecker factor of NaN", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.full((4, 4), float("nan")), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "NaN"),
+    *((f"58 a Kronecker factor of the shape {shape}", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.randn(shape), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.randn(6, 6)}, "axes|no matrices")
+      for shape in ((), (4,), (2, 4, 4), (4, 0), (4, 4, 1, 1))),
+    ("58 Kronecker factors of rank zero", {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.randn(4, 4), "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_a": torch.randn(6, 0),
+                                           "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_b": torch.randn(0, 6), "lycoris_transformer_blocks_0_attn_to_q.alpha": torch.tensor(1.0)}, "no matrices"),
+    *((f"58 a Hadamard factor of the shape {shape}", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(s) for n, s in (("w1_a", (D, 2)), ("w1_b", (2, D)), ("w2_a", (D, 2)), ("w2_b", shape))}, "axes|do not belong together")
+      for shape in ((), (D,), (2, 2, D), (2, D, 1, 1))),
+    ("58 Hadamard factors of rank zero", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(s) for n, s in (("w1_a", (D, 0)), ("w1_b", (0, D)), ("w2_a", (D, 0)), ("w2_b", (0, D)))}
+     | {"lycoris_transformer_blocks_0_attn_to_q.alpha": torch.tensor(1.0)}, "do not belong together"),
+    *((f"58 a Tucker core of the shape {shape}", pair(KOHYA) | {KOHYA + ".lora_mid.weight": torch.randn(shape)}, "axes|Tucker") for shape in ((R,), (R, R + 1, 3, 3), (R, R))),
     ("58 Hadamard factors that do not fit", {f"lycoris_transformer_blocks_0_attn_to_q.hada_{n}": torch.randn(*s) for n, s in (("w1_a", (D, 2)), ("w1_b", (3, D)), ("w2_a", (D, 2)), ("w2_b", (2, D)))}, "do not belong together"),
     ("59 OFT", {"lycoris_transformer_blocks_0_attn_to_q.oft_blocks": torch.randn(2, 2, 2)}, "OFT"),
     ("59 GLoRA", {f"lycoris_transformer_blocks_0_attn_to_q.{name}.weight": torch.randn(2, 2) for name in ("a1", "a2", "b1", "b2")}, "GLoRA"),
@@ -100,6 +111,10 @@ REFUSED_METADATA = [
     ("92 alpha 1e30", lora_metadata(r=R, lora_alpha=1e30), "lora_alpha"),
     ("92 alpha negative", lora_metadata(r=R, lora_alpha=-4), "lora_alpha"),
     ("rank zero", lora_metadata(r=0, lora_alpha=4), "r in the adapter's settings"),
+    ("96 catastrophic pattern", lora_metadata(r=R, lora_alpha=R, alpha_pattern={"(a+)+$": 8}), "expressions, which are never run"),
+    ("alpha by an expression that fits", lora_metadata(r=R, lora_alpha=R, alpha_pattern={".*to_q": 8}), "expressions, which are never run"),
+    ("rank by an expression that fits", lora_metadata(r=2 * R, lora_alpha=2 * R, rank_pattern={".*to_q": R}), "strength is unknown"),
+    ("rank of four hundred digits", {"lora_adapter_metadata": '{"transformer.r": 1' + "0" * 400 + "}"}, "r in the adapter's settings"),
     ("pattern of another kind", lora_metadata(r=R, lora_alpha=R, alpha_pattern=[1]), "alpha_pattern"),
 ]
 
@@ -118,7 +133,6 @@ NOTED_METADATA = [
     ("94 modules_to_save", lora_metadata(r=R, lora_alpha=R, modules_to_save=["proj_out"]), "modules_to_save"),
     ("94 pissa", lora_metadata(r=R, lora_alpha=R, init_lora_weights="pissa"), "init_lora_weights"),
     ("95 megatron", lora_metadata(r=R, lora_alpha=R, megatron_config={"a": 1}, megatron_core="evil"), "megatron_config"),
-    ("96 catastrophic pattern", lora_metadata(r=R, lora_alpha=R, alpha_pattern={"(a+)+$": 8}), "expression in alpha_pattern"),
 ]
 
 
@@ -133,6 +147,7 @@ def test_settings_that_mean_nothing_here_are_ignored_aloud(tmp_path, metadata, s
     pytest.param({"lora_adapter_metadata": "{}"}, id="88 empty"),
     pytest.param(lora_metadata(r=R, lora_alpha=R, a_field_of_the_future=1), id="89 unknown field"),
     pytest.param(lora_metadata(r=8, lora_alpha=8), id="90 another rank at scale 1"),
+    pytest.param(lora_metadata(r=R, lora_alpha=R, rank_pattern={".*to_k": 8}), id="an expression for ranks where the rank is the usual one"),
     pytest.param({"ss_tag_frequency": "<script>alert(1)</script>", "modelspec.title": "---\na: b"}, id="98 markup"),
 ])
 def test_harmless_settings_change_nothing(tmp_path, metadata):
@@ -145,6 +160,15 @@ def test_91_a_rank_pattern_without_an_alpha_pattern_keeps_the_strength_that_peft
     settings = lora_metadata(r=4, lora_alpha=4, rank_pattern={"transformer_blocks.0.attn.to_q": 8})
     adapter = read_adapter(write(tmp_path, tensors, settings), KEY_MAPS)
     torch.testing.assert_close(delta_of(adapter, "transformer_blocks.0.attn.to_q"), 0.5 * tensors[B] @ tensors[A])
+
+
+@pytest.mark.parametrize("said", ['{"trigger": "\\ud800"}', '{"\\udfff": 1}', '["\\ud800"]', "{", "[" * 5000])
+def test_a_provenance_that_nobody_wrote_is_none_and_can_be_written_over(tmp_path, said):
+    """Half of a character in it ended in a traceback when the adapter was merged, resized or published."""
+    adapter = read_adapter(write(tmp_path, good(), {"brushwork": said}), KEY_MAPS)
+    assert adapter.provenance == {}
+    written = write_adapter(tmp_path / "again.safetensors", adapter.with_provenance(**adapter.provenance, operation="resize"))
+    assert read_adapter(written).provenance == {"operation": "resize"}
 
 
 def test_99_an_embedded_thumbnail_is_dropped(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.exporting import export
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
-from tests.adapters.made_files import D, R, delta_of, pair, write
+from tests.adapters.made_files import D, R, delta_of, pair, source_delta, write
 
 QKV = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k", "transformer_blocks.0.attn.to_v")
 PLAIN = "transformer_blocks.0.attn.to_q"
@@ -30,6 +32,17 @@ def test_a_kronecker_adapter_is_written_out_as_lora(tmp_path, w2_rank, alpha, ra
     adapter = read_adapter(write(tmp_path, tensors), KEY_MAPS, family="flux")
     assert adapter.ranks[PLAIN] == rank
     assert_close(delta_of(adapter, PLAIN), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("second", ["decomposed", "whole", "zero"])
+@pytest.mark.parametrize("edge", [1, 2, 4])
+def test_a_kronecker_adapter_whose_second_factor_has_rank_one_is_written_out(tmp_path, second, edge):
+    """Every such file ended in a traceback: torch.kron does not take the SVD's columns as they lie."""
+    stem = "lycoris_transformer_blocks_0_attn_to_q"
+    w1, a, b = torch.randn(edge, edge), torch.randn(D // edge, 1), torch.randn(1, D // edge)
+    w2 = {"decomposed": {f"{stem}.lokr_w2_a": a, f"{stem}.lokr_w2_b": b}, "whole": {f"{stem}.lokr_w2": a @ b}, "zero": {f"{stem}.lokr_w2": 0 * a @ b}}[second]
+    adapter = read_adapter(write(tmp_path, {f"{stem}.lokr_w1": w1} | w2), KEY_MAPS, family="flux")
+    assert_close(delta_of(adapter, PLAIN), torch.kron(w1, a @ b) * (second != "zero"), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [pytest.param(6, id="U20 rows that three divides"), pytest.param(4, id="U21 rows that it does not")])
@@ -56,6 +69,41 @@ def test_u23_magnitudes_of_a_fused_layer_go_with_their_rows(tmp_path):
     adapter = read_adapter(write(tmp_path, pair(stem, 3 * D) | {f"{stem}.dora_scale": magnitude}), KEY_MAPS, family="flux")
     for module, part in zip(QKV, magnitude.flatten().chunk(3), strict=True):
         assert_close(adapter.tensors[f"{module}.lora_magnitude_vector"], part)
+
+
+@pytest.mark.parametrize(("module", "stem", "family"), [
+    pytest.param("norm_out.linear", "final_layer_adaLN_modulation_1", "flux", id="the last layer's modulation"),
+    pytest.param("transformer_blocks.23.norm1_context.linear", "joint_blocks_23_context_block_adaLN_modulation_1", "sd3", id="the last block's modulation"),
+])
+@pytest.mark.parametrize("layout", ["kohya", "comfy"])
+def test_magnitudes_of_swapped_halves_are_swapped_with_their_rows(tmp_path, module, stem, family, layout):
+    """The rows of B changed places and the magnitudes did not, in both directions."""
+    stem, magnitude = f"lora_unet_{stem}", torch.arange(2.0 * D) + 1
+    tensors = pair(stem, 2 * D, alpha=R) | {f"{stem}.dora_scale": magnitude[:, None]}
+    adapter = read_adapter(write(tmp_path, tensors), KEY_MAPS, family=family)
+    swapped = [source_delta(tensors, stem, 1.0), magnitude[:, None]]
+    for found, expected in zip((delta_of(adapter, module), adapter.tensors[f"{module}.lora_magnitude_vector"][:, None]), swapped, strict=True):
+        assert_close(found, torch.cat(expected.chunk(2)[::-1]))
+    export(adapter, layout, tmp_path / "again.safetensors", KEY_MAPS[family])
+    written = load_file(tmp_path / "again.safetensors")
+    assert_close(next(value for key, value in written.items() if key.endswith(".dora_scale")), magnitude[:, None])
+
+
+def test_the_second_text_encoder_of_flux_is_kohyas_third(tmp_path):
+    """sd-scripts numbers T5 as SD3 does; such files were refused, and written with a number that it does not read."""
+    layer, clip = "encoder_block_0_layer_0_SelfAttention_q", "text_model_encoder_layers_0_mlp_fc1"
+    tensors = pair("lora_unet_double_blocks_0_img_attn_proj") | pair(f"lora_te3_{layer}") | pair(f"lora_te1_{clip}")
+    adapter = read_adapter(write(tmp_path, tensors), KEY_MAPS, family="flux")
+    assert {name: len(part) for name, part in adapter.text_encoders.items()} == {"text_encoder": 2, "text_encoder_2": 2}
+    for layout, number in (("kohya", 3), ("comfy", 3), ("onetrainer", 2)):
+        export(adapter, layout, tmp_path / f"{layout}.safetensors", KEY_MAPS["flux"])
+        assert any(key.startswith(f"lora_te{number}_{layer}") for key in load_file(tmp_path / f"{layout}.safetensors"))
+        again = read_adapter(tmp_path / f"{layout}.safetensors", KEY_MAPS, family="flux")
+        assert again.text_encoders["text_encoder_2"].keys() == adapter.text_encoders["text_encoder_2"].keys()
+    sd3 = read_adapter(write(tmp_path, pair(f"lora_te3_{layer}") | pair("lora_unet_joint_blocks_0_x_block_attn_proj")), KEY_MAPS)
+    assert list(sd3.text_encoders) == ["text_encoder_3"]
+    with pytest.raises(AdapterError, match="two numbers"):
+        read_adapter(write(tmp_path, tensors | pair(f"lora_te2_{layer}")), KEY_MAPS, family="flux")
 
 
 def test_u32_a_convolution_keeps_its_axes(tmp_path):

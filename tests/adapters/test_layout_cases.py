@@ -145,6 +145,25 @@ def test_the_strength_of_a_diffusers_file(tmp_path, prefix, marker, metadata, sc
     assert_close(delta_of(adapter, PLAIN), scale * expected)
 
 
+def test_a_pattern_with_an_anchor_is_a_whole_name_as_peft_takes_it(tmp_path):
+    """`^proj_out` gave its alpha to the `proj_out` of every block as well."""
+    from peft.utils.other import get_pattern_key
+
+    names = ("proj_out", "single_transformer_blocks.0.proj_out")
+    tensors = {key: value for name in names for key, value in pair(f"transformer.{name}", suffix="peft", alpha=None).items()}
+    for pattern in ("^proj_out", "proj_out", "proj_out$"):
+        adapter = read_adapter(write(tmp_path, tensors, lora_metadata(r=R, lora_alpha=R, alpha_pattern={pattern: 2 * R})), KEY_MAPS, family="flux")
+        assert adapter.scales == {name: 2.0 for name in names if get_pattern_key([pattern], name) == pattern or name == pattern}
+
+
+def test_patterns_of_a_folder_with_the_makers_names_speak_of_those(tmp_path):
+    tensors = pair("base_model.model.blocks.0.attn1.Wqkv", 3 * D, suffix="peft", alpha=None)
+    write(tmp_path, tensors, name="adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": R, "lora_alpha": R, "alpha_pattern": {"Wqkv": 3 * R}}))
+    adapter = read_adapter(tmp_path, KEY_MAPS)
+    assert adapter.scales == {f"blocks.0.attn1.to_{letter}": 3.0 for letter in "qkv"}
+
+
 def test_u4_a_peft_folder_takes_its_strength_from_its_configuration(tmp_path):
     tensors = pair(f"base_model.model.{PLAIN}", suffix="peft", alpha=None)
     write(tmp_path, tensors, name="adapter_model.safetensors")

@@ -156,6 +156,17 @@ def test_what_a_lora_cannot_carry_is_listed(base, tmp_path):
     assert set(found.carried_not) == {"blocks.0.attn1.to_q.bias"} and found.adapter.modules == ["blocks.0.attn1.to_q"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_with_a_weight_that_is_no_number_is_refused(base, tmp_path, value):
+    """Its layer counted as unchanged, and the rest was extracted as if nothing were wrong."""
+    tensors = {key: tensor.clone() for key, tensor in opened(base).state_dict().items()}
+    tensors["blocks.0.attn1.to_q.weight"] += torch.randn_like(tensors["blocks.0.attn1.to_q.weight"])
+    tensors["blocks.0.attn1.to_k.weight"][0, 0] = value
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(AdapterError, match="attn1.to_k.weight contains NaN or infinity"):
+        extract(base, tmp_path / "other.safetensors", rank=2)
+
+
 def test_models_that_do_not_match_are_refused(base, tmp_path):
     tensors = tiny_transformer().state_dict()
     tensors.pop("proj_out.bias")
@@ -164,5 +175,7 @@ def test_models_that_do_not_match_are_refused(base, tmp_path):
         extract(base, tmp_path / "other.safetensors", rank=2)
     with pytest.raises(AdapterError, match="no layer differs"):
         extract(base, base, rank=2)
+    with pytest.raises(AdapterError, match="not a regular expression"):
+        extract(base, base, rank=2, targets="(")
     with pytest.raises(BaseModelError, match="no weights"):
         extract(tmp_path / "nothing", base, rank=2)

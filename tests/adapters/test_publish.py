@@ -151,6 +151,16 @@ def test_what_does_not_belong_on_a_page_is_refused_before_any_request(hub, files
     assert hub.log == [] and "a" * 24 not in str(caught.value)
 
 
+@pytest.mark.parametrize(("prompt", "refused"), [("desk-with-a-lamp-and-a-cup", False), ("a cat sk-abcdefghijklmnopqrstuv", True), ("a cat\nsk-abcdefghijklmnopqrstuv", True)])
+def test_a_long_word_with_hyphens_is_no_token(files, prompt, refused):
+    """A prompt about a desk could not be published."""
+    told = [*files, PublishedFile("training_config.json", json.dumps({"prompt": prompt}).encode())]
+    if not refused:
+        return check_files(told, "me/style")
+    with pytest.raises(BadInput, match="access token"):
+        check_files(told, "me/style")
+
+
 def test_a_path_in_the_weights_header_is_found(tmp_path, files):
     told = write_adapter(tmp_path / "w.safetensors", adapter().with_provenance(base_model="/root/models/base")).read_bytes()
     with pytest.raises(BadInput, match="path of this machine"):

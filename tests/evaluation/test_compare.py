@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter
+from finetune.cli.evaluate import _notes
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
 from finetune.evaluation.prompts import EvaluationPrompt, read_prompts
@@ -46,6 +47,12 @@ def test_an_adapter_without_effect_has_no_difference_and_one_with_effect_has(don
     assert strong["drift"]["value"] > 0 and strong["drift"]["prompts"] == 2 and strong["drift"]["low"] is None
     assert {"adapter", "measure", "value", "delta", "low", "high", "prompts", "seeds"} <= set(strong["palette"])
     assert "kid" in strong and "alignment" in strong
+
+
+def test_the_terminal_says_how_many_verdicts_stand_side_by_side(done):
+    """The page said it, the table of the command said "better" and "worse" without it."""
+    caution, copies = _notes(done[2])
+    assert caution.startswith("note: ") and "intervals are shown side by side" in caution and copies.startswith("near-copies of training pictures: ")
 
 
 def test_the_result_is_on_disk_without_paths_of_the_machine(done):
@@ -93,11 +100,19 @@ def test_a_folder_of_something_else_is_refused(base, tmp_path, done):
         compare(base, done[0], tmp_path)
 
 
-def test_changed_words_under_the_same_id_are_drawn_again(base, tmp_path, prompt_file):
+def test_changed_words_under_the_same_id_are_drawn_and_measured_again(base, tmp_path, tmp_path_factory, prompt_file):
     prompts = read_prompts(prompt_file)[:1]
     compare(base, Comparison(prompts, subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
-    changed = compare(base, Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS), tmp_path)
-    assert changed["drawn"] == 2
+    other = Comparison([replace(prompts[0], prompt="a bird")], subjects_of([]), measures=["sharpness"], **SETTINGS)
+    changed, fresh = compare(base, other, tmp_path), compare(base, other, tmp_path_factory.mktemp("fresh"))
+    assert changed["drawn"] == 2 and changed["rows"] == fresh["rows"]
+
+
+def test_what_a_measure_does_not_speak_of_has_no_value_after_its_split_was_changed(base, tmp_path, prompt_file):
+    prompt = replace(read_prompts(prompt_file)[0], split="style")
+    for split, measured in (("style", 1), ("unrelated", 0), ("style", 1)):
+        told = compare(base, Comparison([replace(prompt, split=split)], subjects_of([]), measures=["structure_kept"], **SETTINGS), tmp_path)
+        assert told["rows"][0]["prompts"] == measured
 
 
 def test_same_prompt_and_seed_give_the_same_picture_whoever_draws_beside_it(done, base, adapters, tmp_path):

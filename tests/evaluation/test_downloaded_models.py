@@ -78,6 +78,16 @@ def test_cmmd_is_0_for_the_same_pictures_and_the_published_formula_for_others(cl
     assert cmmd.cmmd(*kernels) == pytest.approx(1000 * (2 - 2 * np.exp(-25 / 200)))
 
 
+def test_resampled_cmmd_stays_around_the_value():
+    """A picture that met its own repeats made every resampled set look closer together than the pictures are."""
+    random = np.random.default_rng(3)
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.normal(size=(2, 10, 16)))
+    kernels = [cmmd.gaussian_kernel(one, two) for one, two in ((x, x), (x, y), (y, y))]
+    drawn = np.mean([cmmd.cmmd(*kernels, random.integers(0, 10, 10)) for _ in range(400)])
+    assert drawn == pytest.approx(cmmd.cmmd(*kernels), abs=0.2)
+    assert cmmd.cmmd(*kernels, np.array([4, 4])) == pytest.approx(1000 * (1 + kernels[2].mean() - 2 * kernels[1][4].mean()))
+
+
 def test_dino_is_1_for_the_reference_itself(tmp_path):
     torch.manual_seed(0)
     transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)).save_pretrained(tmp_path)

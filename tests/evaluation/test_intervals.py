@@ -22,6 +22,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.91 <= hits / 250 <= 0.98
 
 
+def test_six_prompts_are_covered_as_often():
+    """84 times in 100 without the widening; "better" was then said of chance 16 times in 100."""
+    random, hits = np.random.default_rng(11), 0
+    for _ in range(250):
+        interval = bootstrap_mean(*simulated(random, prompts=6))
+        hits += interval.low <= 0.3 <= interval.high
+    assert 0.91 <= hits / 250 <= 0.99
+
+
 def test_resampling_pictures_in_place_of_prompts_would_be_too_narrow():
     values, ids = simulated(np.random.default_rng(1))
     by_prompt, by_picture = bootstrap_mean(values, ids), bootstrap_mean(values, [str(index) for index in range(len(values))])

@@ -72,6 +72,12 @@ def test_geneval_results_are_the_mean_of_the_tags_not_of_the_pictures(tmp_path):
     assert found.low <= found.value <= found.high
 
 
+def test_a_geneval_interval_ends_at_100(tmp_path):
+    (tmp_path / "results.jsonl").write_text("\n".join(json.dumps({"tag": "colors", "prompt": f"k{n}", "correct": n > 0}) for n in range(5)))
+    found = geneval.read_results(tmp_path / "results.jsonl", "mine")
+    assert 0 <= found.low < 80 < found.high == 100
+
+
 def test_dpg_results_count_their_prompts_and_pass_over_the_summary(tmp_path):
     lines = [f"/pictures/item_{n}.png, 1.0, 0.5, 0.5, 1.0, 0.75" for n in range(6)] + ["", "DPG-Bench score: 75.0", "L1 entity: 0.8, 0.7"]
     (tmp_path / "dpg.txt").write_text("\n".join(lines))
@@ -90,7 +96,8 @@ def test_hps_results_are_the_mean_over_styles_in_hundreds(tmp_path, factor):
 
 BROKEN = [(geneval.read_results, "{}"), (geneval.read_results, ""), (geneval.read_results, "[" * 10_000), (dpg_bench.read_results, "score 3\n"), (hpsv2.read_results, "a,b\n1,2\n"),
           (hpsv2.read_results, "score\nnan\n"), (hpsv2.read_results, "score\n"), (read_table, "{}"), (read_table, "[1]"), (read_table, '[{"model": "m", "benchmark": "b", "value": 1}]'),
-          (read_table, '[{"model": "m", "benchmark": "b", "value": true, "source": "s"}]'), (read_table, '[{"model": "m", "benchmark": "b", "value": 1, "source": "s", "x": 1}]')]
+          (read_table, '[{"model": "m", "benchmark": "b", "value": true, "source": "s"}]'), (read_table, '[{"model": "m", "benchmark": "b", "value": 1, "source": "s", "x": 1}]'),
+          *((read_table, '[{"model": "m", "benchmark": "b", "value": %s, "source": "s"%s}]' % told) for told in (("1" + "0" * 400, ""), ("1", ', "low": NaN'), ("1", ', "high": "2"')))]
 
 
 @pytest.mark.parametrize("reader, content", BROKEN)

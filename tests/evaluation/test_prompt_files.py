@@ -18,7 +18,7 @@ def test_plain_lines_and_json_lines(tmp_path):
 @pytest.mark.parametrize("content, said", [
     ("", "no prompts"), ("# only\n", "no prompts"), ("a dog\na dog", "twice"), ('{"prompt": "a"', "line 1: is not a JSON object"), ('{"prompt": 3}', "no prompt"),
     ('{"prompt": "a", "split": "test"}', "split 'test'"), ('{"prompt": "a", "prompt_id": "../a"}', "cannot be a file name"), ('{"prompt": "a", "tags": "x"}', "tags"),
-    (b"\xff\xfe\x00", "UTF-8")])
+    (b"\xff\xfe\x00", "UTF-8"), ('{"prompt": "a dog \\ud800"}', "line 1: its prompt holds half of a character")])
 def test_broken_files_are_named(tmp_path, content, said):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

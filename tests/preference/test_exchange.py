@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -100,7 +101,7 @@ def test_unlabelled_rows_of_pick_a_pic_hold_no_judgement(tmp_path):
 GOOD = {"prompt": "x", "generations": ["a.png", "b.png"], "ranking": [1, 2]}
 STRANGE = [
     ("imagereward", b""), ("imagereward", b"{"), ("imagereward", b"{}"), ("imagereward", b"[]"), ("imagereward", b"[1]"), ("imagereward", b"\xff\xfe\x00"), ("imagereward", b"[" * 200_000),
-    ("imagereward", json.dumps([GOOD | {"ranking": [1]}]).encode()), ("imagereward", json.dumps([GOOD | {"ranking": [1, "2"]}]).encode()), ("imagereward", json.dumps([GOOD | {"generations": "a"}]).encode()),
+    ("imagereward", json.dumps([GOOD | {"ranking": [1]}]).encode()), ("imagereward", json.dumps([GOOD | {"ranking": [1, "2"]}]).encode()), ("imagereward", json.dumps([GOOD | {"ranking": [1, math.inf]}]).encode()), ("imagereward", json.dumps([GOOD | {"generations": "a"}]).encode()),
     ("imagereward", json.dumps([GOOD | {"generations": ["a.png", 3]}]).encode()), ("imagereward", json.dumps([GOOD | {"generations": ["/etc/passwd", "../b.png"]}]).encode()),
     ("imagereward", json.dumps([GOOD | {"generations": ["missing.png", "b.png"]}]).encode()), ("imagereward", json.dumps([GOOD | {"generations": ["a.png", "a.png"]}]).encode()),
     ("imagereward", json.dumps([GOOD | {"generations": ["a.png", "broken.png"]}]).encode()), ("imagereward", json.dumps([GOOD | {"generations": ["a.png", "text.txt"]}]).encode()),

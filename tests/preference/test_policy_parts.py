@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from finetune.preference.pairs import Pair
 from finetune.preference.policy.denoiser import Denoiser, Draw
 from finetune.preference.policy.dpo import DiffusionDPO
 from finetune.preference.policy.drift import Check
+from finetune.preference.policy.finish import Finished, paired_interval
 from finetune.preference.policy.grpo import group_advantages
 from finetune.preference.policy.guard import Guard
 from finetune.preference.policy.methods import dealt
@@ -182,6 +184,20 @@ def test_the_loss_of_comparisons_is_the_papers():
     assert torch.allclose(found, -weight * (probability * F.logsigmoid(margin) + (1 - probability) * F.logsigmoid(-margin)), atol=1e-4)
 
 
+@pytest.mark.parametrize(("better", "told"), [((1.0,), {"pairs_right": 0.5}), ((1.0, 0.5), {"pairs_right": 0.5}), ((0.5,), {})])
+def test_an_adapter_at_its_start_ranks_by_chance_and_ties_are_not_ranked(better, told):
+    """The log began with a share of 0, and counted ties in the order in which they lay."""
+    latents = {name: torch.ones(2, 4, 4) for name in "ab"}
+    family = SimpleNamespace(predict=lambda transformer, noisy, *_: noisy)
+    loaded = SimpleNamespace(device=torch.device("cpu"), family=family, transformer=torch.nn.Module(), pipeline=SimpleNamespace(vae_scale_factor=8),
+                             geometry=lambda height, width: (height, width), conditions=lambda prompts: prompts)
+    method = DiffusionDPO(loaded, FlowObjective(), [Pair("a", "b", "p", "a dog", "ada", 1.0, share) for share in better], latents, beta=3.0, batch_size=len(better), micro_batch=4, seed=0)
+    for update in method.updates(0):
+        for batch in update.micro_batches:
+            update.losses(batch)
+    assert method.numbers() == told | {"better_error": 0.0}
+
+
 def test_every_picture_has_noise_of_its_own_and_a_group_begins_alike():
     loaded = SimpleNamespace(latent_shape=lambda height, width: (2, 4, 4), geometry=lambda height, width: (height, width))
     denoiser = Denoiser(loaded, FlowObjective(), path_for(FlowObjective(), 4, SHAPE), height=32, width=32, guidance=1.0, seed=0, micro_batch=2)
@@ -190,3 +206,12 @@ def test_every_picture_has_noise_of_its_own_and_a_group_begins_alike():
     assert torch.equal(start[0], start[1]) and not torch.equal(start[0], start[2])
     steps = [denoiser.step_noise(draws, "round", step, i) for step in range(2) for i in range(2)]
     assert len({tuple(noise.flatten().tolist()) for part in steps for noise in part}) == 12
+
+
+def test_a_gain_over_few_prompts_has_no_interval_and_says_so():
+    """Two held-out prompts had an interval without width, at 95 %."""
+    assert paired_interval(np.array([0.1, 0.1, 0.3, 0.3]), ["a", "a", "b", "b"]) is None
+    low, high = paired_interval(np.arange(12.0), [f"p{number // 2}" for number in range(12)])
+    assert low < 5.5 < high
+    told = Finished(**dict.fromkeys(Finished.__dataclass_fields__) | {"reward_before": 0.1, "reward_after": 0.3}).gain_line()
+    assert told == "0.100 before, 0.300 after (too few held-out prompts for an interval)"

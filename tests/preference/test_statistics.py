@@ -58,6 +58,16 @@ def test_trust_reads_sides_repeats_and_the_ceiling():
     assert trust([]).judgements == 0
 
 
+def test_ties_do_not_lower_the_ceiling_of_choices():
+    """Annotators who never choose differently, but whose ties differ, were said to allow 50 %."""
+    judgements = [pair_judgement(rater, f"{number}a", (f"{number}a", f"{number}b")) for number in range(5) for rater in ("ada", "bo")]
+    judgements += [pair_judgement("ada", f"{number}a", (f"{number}a", f"{number}b")) for number in range(5, 10)]
+    judgements += [pair_judgement("bo", None, (f"{number}a", f"{number}b"), tie=True) for number in range(5, 10)]
+    found = trust(judgements)
+    assert found.pair_agreement.value == 0.5 and found.ceiling == 1.0
+    assert trust(judgements[10:]).ceiling is None
+
+
 def test_bradley_terry_finds_true_strengths_within_its_intervals():
     chance = random.Random(3)
     truth = {name: strength for name, strength in zip("abcdef", (-1.5, -1, -0.3, 0.3, 1, 1.5), strict=True)}

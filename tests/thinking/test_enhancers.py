@@ -9,10 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
+from data_tools.thinking import read_record
 from finetune.errors import BadInput, BrushworkError
 from finetune.thinking.endpoint import EndpointEnhancer
 from finetune.thinking.enhancers import think, wants_thinking
 from finetune.thinking.local_model import LocalChatEnhancer
+from finetune.thinking.picture import store_beside
 
 PROMPT = 'three red cats on a box, "HI"'
 GOOD = {"elements": [{"id": "e1", "name": "cat", "count": 3, "attributes": ["red"]}, {"id": "e2", "name": "box", "count": 1, "attributes": []}],
@@ -122,7 +124,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("answer, reason", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_unusable_answers_are_asked_for_once_more_then_the_prompt_stands(server, answer, reason):
+def test_unusable_answers_are_asked_for_once_more_then_the_prompt_stands(server, answer, reason, tmp_path):
     server.script = [(200, {}, answer)]
     record = think(PROMPT, enhancer=enhancer(server), token_counts=lambda text: {"T5": (len(text.split()), 40)})
     assert (record.ok, record.enhanced) == (False, PROMPT)
@@ -130,6 +132,8 @@ def test_unusable_answers_are_asked_for_once_more_then_the_prompt_stands(server,
     assert len(server.asked) == 2
     if answer != UNUSABLE["not UTF-8"][0]:
         assert record.reason in server.asked[1][2]["messages"][-1]["content"]
+    # A reason that names a tag, as that of an answer which was cut off, kept the record from being written.
+    assert read_record(store_beside(tmp_path / "picture.png", record)) == record
 
 
 def test_a_second_answer_that_is_in_order_is_taken(server):

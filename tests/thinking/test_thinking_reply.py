@@ -15,6 +15,7 @@ READ = {
     "opening tag in the chat template": ("two cats</think><answer>two cats sit</answer>", "two cats", "two cats sit"),
     "code fence": ("```text\n<think>a</think><recaption>two cats sit</recaption>\n```", "a", "two cats sit"),
     "fence inside": ("<answer>```\ntwo cats sit\n```</answer>", "", "two cats sit"),
+    "fence on one line": ("<answer>```two cats sit```</answer>", "", "two cats sit"),
     "several, last wins": ("<answer>no</answer><think>b</think><answer>two cats sit</answer>", "b", "two cats sit"),
     "capital tags": ("<THINK>a</THINK><ReCaption>two cats sit</ReCaption>", "a", "two cats sit"),
     "chinese": ("<think>主体：两只猫</think><recaption>两只猫坐着</recaption>", "主体：两只猫", "两只猫坐着"),
@@ -44,6 +45,13 @@ def test_disordered_answers_give_no_prompt_and_a_reason(text, reason):
     reply = parse_reply(text)
     assert reply.prompt is None
     assert reason in reply.reason
+
+
+@pytest.mark.parametrize("filling", [" ", "\n", "```a\n", "a "])
+def test_a_fence_that_never_ends_is_read_in_one_pass(filling):
+    """A model that loops on blanks kept the reader busy for hours."""
+    text = "```" + filling * (90_000 // len(filling)) + "x"
+    assert parse_reply(text).prompt == text
 
 
 PIECES = st.sampled_from(["<think>", "</think>", "<recaption>", "</recaption>", "<answer>", "</answer>", "< think >", "<", "/", "```", "{", "}", "\x00", "a cat", "猫", "\n"])

@@ -124,6 +124,7 @@ def broken_files():
     yield "one axis", save({"thinking_tokens": torch.ones(4)}, good)
     yield "not finite", save({"thinking_tokens": torch.full((2, 4), float("nan"))}, good)
     yield "whole numbers", save({"thinking_tokens": torch.ones(2, 4, dtype=torch.int32)}, good)
+    yield "not finite in 8 bits", save({"thinking_tokens": torch.full((2, 4), float("nan")).to(torch.float8_e4m3fn)}, good)
     yield "no header", save({"thinking_tokens": torch.ones(2, 4)})
     yield "another count", save({"thinking_tokens": torch.ones(3, 4)}, good)
     yield "unknown place", save({"thinking_tokens": torch.ones(2, 4)}, {"thinking_tokens": good["thinking_tokens"].replace("last_slots", "first")})

@@ -19,15 +19,23 @@ def gaussian_kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.exp(-squared / (2 * SIGMA**2))
 
 
-def cmmd(within: np.ndarray, across: np.ndarray, others: np.ndarray) -> float:
-    """Squared MMD with the diagonals kept, times 1000, as published; compare equal numbers of pictures only."""
-    return float(SCALE * (within.mean() + others.mean() - 2 * across.mean()))
+def cmmd(within: np.ndarray, across: np.ndarray, others: np.ndarray, chosen: np.ndarray | None = None) -> float:
+    """Squared MMD with the diagonals kept, times 1000, as published; compare equal numbers of pictures only.
+
+    chosen: indices of the pictures to take, with repeats when resampling. The diagonal is kept once for each; that a picture is also
+    met by its repeats is left out, else every bootstrap sample would look closer together than the pictures are.
+    """
+    chosen = np.arange(len(within)) if chosen is None else chosen
+    own, different = within[np.ix_(chosen, chosen)], chosen[:, None] != chosen[None]
+    apart = own[different].mean() if different.any() else 1.0
+    together = (apart * (len(chosen) - 1) + np.diag(own).mean()) / len(chosen)
+    return float(SCALE * (together + others.mean() - 2 * across[chosen].mean()))
 
 
 def of_set(evidence: Evidence) -> Callable[[np.ndarray], float]:
     mine, references = loaded(evidence, "cmmd").pictures(evidence.pictures), reference_vectors(evidence, "cmmd")
     within, across, others = gaussian_kernel(mine, mine), gaussian_kernel(mine, references), gaussian_kernel(references, references)
-    return lambda chosen: cmmd(within[np.ix_(chosen, chosen)], across[chosen], others)
+    return lambda chosen: cmmd(within, across, others, chosen)
 
 
 MEASURE = Measure("cmmd", "kernel distance between all pictures and all references in CLIP ViT-L/14-336", "Jayasumana et al., Rethinking FID (2024)", 0, float("inf"), "lower",

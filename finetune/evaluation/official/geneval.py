@@ -86,6 +86,6 @@ def read_results(path: Path | str, model: str) -> ImportedResult:
     missing = [tag for tag in TAGS if tag not in by_tag]
     told = "evaluation_metadata.jsonl" if not missing else f"a part without {', '.join(missing)}"
     has_interval = np.isfinite(half)
-    return ImportedResult(model, "GenEval", score, score - half if has_interval else None, score + half if has_interval else None, 100,
+    return ImportedResult(model, "GenEval", score, max(0.0, score - half) if has_interval else None, min(100.0, score + half) if has_interval else None, 100,
                           grader="GenEval's Mask2Former and CLIP ViT-L/14", prompts=f"{len({prompt for _, prompt, _ in rows})} prompts, {told}", n=len(rows),
                           source="results file", detail=by_tag)

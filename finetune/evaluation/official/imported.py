@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from data_tools.atomic_files import write_text
 from finetune.errors import BadInput
+
+LARGEST = 1e300  # what JSON may hold and still is a number for everybody
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,17 @@ def _from_entry(entry: Any, where: str) -> ImportedResult:
     if not isinstance(entry, dict) or set(entry) - known:
         odd = sorted(set(entry) - known)[0] if isinstance(entry, dict) else "not an object"
         raise BadInput(f"is no result: {odd}", where=where, fix=f"its keys are of {', '.join(sorted(known))}")
-    value = entry.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadInput("its value is not a number", where=where)
+    for key in ("value", "low", "high", "scale"):
+        if not _is_number(entry.get(key)) and (key == "value" or entry.get(key) is not None):
+            raise BadInput(f"its {key} is not a number", where=where)
     for key in ("model", "benchmark", "source"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise BadInput(f"does not state its {key}", where=where, fix="an imported number without its origin is not shown")
     return ImportedResult(**entry)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def add_to_evaluation(folder: Path | str, results: Sequence[ImportedResult]) -> dict[str, Any]:

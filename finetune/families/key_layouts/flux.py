@@ -34,6 +34,7 @@ FLUX = KeyMap(
     namings={"original": (*flux_blocks(), *TOP), "xlabs": XLABS},
     layouts={"kohya": "original", "comfy": "original"},
     text_encoders={"text_encoder": CLIP, "text_encoder_2": T5},
+    kohya_encoders={"text_encoder_2": "text_encoder_3"},
     widths=(3072,),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
     loads_with="pipeline",

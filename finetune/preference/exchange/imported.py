@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,8 +158,8 @@ def require(entry: Any, where: str, **kinds: type) -> Mapping[str, Any]:
 
 def require_ranks(values: list, count: int, name: str, where: str) -> tuple[int, ...]:
     """Ranks (1 is best) for `count` pictures. Raises DataError naming the field."""
-    whole = [int(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0]
-    if len(whole) != len(values) or len(values) != count or count < 2:
+    ranks = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf]
+    if len(ranks) != len(values) or len(values) != count or count < 2:
         raise DataError(f"`{name}` must give each of the {count} pictures a rank", where=where)
     order = {rank: place for place, rank in enumerate(sorted(set(values)), 1)}
     return tuple(order[value] for value in values)

@@ -66,7 +66,7 @@ class DiffusionDPO:
         margin = -0.5 * self.beta * ((better - worse) - (reference_better - reference_worse))
         probability = torch.tensor([one.pair.probability for one in batch], device=device)
         weight = torch.tensor([one.pair.weight for one in batch], device=device)
-        self._right += (margin > 0).tolist()
+        self._right += torch.where(margin == 0, 0.5, (margin > 0).float())[probability != 0.5].tolist()
         self._error += (better.detach() - reference_better).tolist()
         return weight * (probability * F.softplus(-margin) + (1 - probability) * F.softplus(margin))
 
@@ -77,6 +77,7 @@ class DiffusionDPO:
         return (strata[[one.place for one in batch]] + inside) / self.batch_size
 
     def numbers(self) -> dict[str, float]:
-        """pairs_right: share that the adapter ranks right (0.5 is chance).  better_error: change of the preferred
+        """pairs_right: share of the decided pairs that the adapter ranks right (0.5 is chance, and where it begins).  better_error: change of the preferred
         picture's own error; when it rises for long, the adapter forgets instead of learning."""
-        return {"pairs_right": sum(self._right) / max(1, len(self._right)), "better_error": sum(self._error) / max(1, len(self._error))}
+        right = {"pairs_right": sum(self._right) / len(self._right)} if self._right else {}
+        return {**right, "better_error": sum(self._error) / max(1, len(self._error))}

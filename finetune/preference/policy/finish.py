@@ -23,6 +23,7 @@ from finetune.preference.policy.state import best_file
 from finetune.preference.rewards.preference_head import pixels_of
 from finetune.preference.rewards.protocol import Reward
 from finetune.randomness import generator
+from finetune.resampling import interval
 from finetune.sampling import PictureRequest, save_picture
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.run_folder import RunFolder
@@ -38,7 +39,7 @@ USUAL_STEPS, USUAL_GUIDANCE = 20, 5.0
 @dataclass(frozen=True)
 class Finished:
     """What `prefer train` tells. reward_before, reward_after: mean over held-out prompts, drawn as a user draws, by the
-    base and by the adapter file as loaded back; gain: their paired difference with a 95 % interval over prompts.
+    base and by the adapter file as loaded back; gain_interval: of their paired difference, 95 % over prompts, None for too few.
     kl: of the exported adapter.  stopped: why the guard ended the run early, or None.  best_step: what was exported."""
 
     run: Path
@@ -57,6 +58,14 @@ class Finished:
     best_step: int
     held_out: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
+
+    def gain_line(self) -> str:
+        """What became of the reward, in words, with as much as the held-out prompts allow to say."""
+        means = f"{self.reward_before:.3f} before, {self.reward_after:.3f} after"
+        if self.gain_interval is None:
+            return f"{means} (too few held-out prompts for an interval)"
+        low, high = self.gain_interval
+        return f"{means} (gain {low:+.3f} to {high:+.3f}, 95 %)"
 
     def as_json(self) -> dict[str, Any]:
         """Keys as `train --json` has them, and those of preference."""
@@ -146,12 +155,13 @@ def _gain_interval(rewards: Sequence[np.ndarray | None], requests: Sequence[Pict
     return paired_interval(rewards[1] - rewards[0], [request.prompt for request in requests])
 
 
-def paired_interval(differences: np.ndarray, prompts: Sequence[str], resamples: int = 4000) -> tuple[float, float]:
-    """95 % interval of the mean difference, resampling prompts, never pictures: those of one prompt are alike."""
+def paired_interval(differences: np.ndarray, prompts: Sequence[str], resamples: int = 4000) -> tuple[float, float] | None:
+    """95 % interval of the mean difference, resampling prompts, never pictures: those of one prompt are alike. None for fewer
+    than `resampling.FEWEST_PROMPTS` prompts, which would have one of no width."""
     names = sorted(set(prompts))
     means = np.array([differences[[name == prompt for prompt in prompts]].mean() for name in names])
     drawn = np.random.default_rng(0).choice(means, (resamples, len(means))).mean(1)
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+    return interval(drawn, len(means))
 
 
 def _write_pictures(run: RunFolder, requests: Sequence[PictureRequest], before: Sequence[Any], after: Sequence[Any], step: int) -> None:
@@ -174,8 +184,7 @@ def _write_result(run: RunFolder, finished: Finished, guard: Guard) -> None:
     result["checks"] = [check.to_record() for check in guard.history]
     reasons = {"exported": f"step {finished.best_step}, the best healthy check", "guard": finished.stopped or "nothing to object to"}
     if finished.reward_before is not None:
-        low, high = finished.gain_interval
-        reasons["reward on held-out prompts"] = f"{finished.reward_before:.3f} before, {finished.reward_after:.3f} after; gain {low:+.3f} to {high:+.3f} (95 %)"
+        reasons["reward on held-out prompts"] = finished.gain_line()
     reasons["divergence from the base"] = f"{finished.kl:.2f} nats a picture along the path"
     run.write_json(run.result, result | {"reasons": reasons})
     run.write_json(run.data_summary, {"pictures": len(finished.held_out), "left_out": result["left_out"]})

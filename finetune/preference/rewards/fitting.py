@@ -16,6 +16,7 @@ from data_tools.errors import DataError
 from finetune.preference.agreement import wilson_interval
 from finetune.preference.pairs import Pair
 from finetune.randomness import python_random
+from finetune.resampling import FEWEST_PROMPTS, interval
 
 PENALTIES = (0.03, 0.3, 3.0, 30.0, 300.0)
 FOLDS = 5
@@ -176,17 +177,17 @@ def _held_out(stated: np.ndarray, pairs: Sequence[Pair], seed: int) -> HeldOut:
     return HeldOut(len(right), len(set(prompts)), float(right.mean()), low, high, calibration_error(margin), _log_loss(margin, np.ones_like(margin)) / len(margin))
 
 
-def prompt_interval(values: np.ndarray, prompts: Sequence[str], seed: int, resamples: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean, resampling prompts; Wilson's with fewer than 5 prompts or no spread, where a bootstrap fails."""
+def prompt_interval(values: np.ndarray, prompts: Sequence[str], seed: int, resamples: int = 4000) -> tuple[float, float]:
+    """95 % interval of the mean, resampling prompts; Wilson's with too few prompts or no spread, where a bootstrap fails."""
     names = sorted(set(prompts))
     sums = np.array([values[[name == prompt for prompt in prompts]].sum() for name in names])
     counts = np.array([sum(name == prompt for prompt in prompts) for name in names])
-    if len(names) < 5 or (sums == counts).all() or (sums == 0).all():
+    if len(names) < FEWEST_PROMPTS or (sums == counts).all() or (sums == 0).all():
         return wilson_interval(float(values.sum()), len(values))
     order = np.random.default_rng(seed)
     drawn = order.integers(0, len(names), (resamples, len(names)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    return interval(means, len(names))
 
 
 def calibration_error(margin: np.ndarray) -> float:
