@@ -55,8 +55,8 @@ class Ground:
     config: dict[str, Any]
     held_out: int = 0
     sharding: Sharding | None = None
-    costs: dict[tuple[int, bool, bool], plan_model.StepCost] = field(default_factory=dict)
-    traces: dict[tuple[int, bool], Trace] = field(default_factory=dict)
+    costs: dict[tuple[int, bool, bool, torch.dtype], plan_model.StepCost] = field(default_factory=dict)
+    traces: dict[tuple[int, bool, torch.dtype | None], Trace] = field(default_factory=dict)
     speed: Speed | None = None
     expansions: dict[str, float] = field(default_factory=dict)
     quantiser: int | None = None
@@ -90,14 +90,15 @@ class Ground:
     def cost(self, recipe: Recipe, hold: Hold, checkpointed: bool) -> plan_model.StepCost:
         """Traced once for a batch size, and once more where blocks are checkpointed."""
         batch, short = recipe.training.batch_size, memory_is_short(hold)
-        if (batch, checkpointed, short) not in self.costs:
+        key = batch, checkpointed, short, hold.compute
+        if key not in self.costs:
             largest = max(self.sizes, key=lambda size: size[0] * size[1])
             targets = resolve_targets(self.base.family.facts, recipe.adapter.targets)
-            heap = heap_settings(short) if self.device.type == "cpu" else None
-            self.costs[batch, checkpointed, short] = plan_model.step_cost(
-                self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest,
-                float(torch.finfo(hold.compute).bits // 8), checkpointed, heap, self.traces, self.kept_in)
-        return self.costs[batch, checkpointed, short]
+            on_cpu = self.device.type == "cpu"
+            self.costs[key] = plan_model.step_cost(
+                self.base.family, self.config["_class_name"], self.config, targets, adapter_size(recipe), batch, largest, float(torch.finfo(hold.compute).bits // 8),
+                checkpointed, heap_settings(short) if on_cpu else None, self.traces, self.kept_in, None if on_cpu or hold.compute == torch.float32 else hold.compute)
+        return self.costs[key]
 
 
 def available_bytes(device: torch.device) -> int:

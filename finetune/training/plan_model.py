@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from finetune.training.allocator import M_MMAP_THRESHOLD, Settings
 from finetune.training.placement import QUANTISED, held_linears, may_quantise
 from finetune.training.plan_allocator import heap_growth
 from finetune.training.plan_kept import kept
+from finetune.training.plan_mixed import AsAutocast, hold_in
 from finetune.training.plan_tracing import Trace, trace
 
 if TYPE_CHECKING:
@@ -109,7 +111,8 @@ def adapter_parameters(model: nn.Module, targets: str, size: AdapterSize) -> int
 
 @dataclass(frozen=True)
 class Traced:
-    """The step that is traced: of which family and configuration, how many of its blocks checkpointed."""
+    """The step that is traced: of which family and configuration, how many of its blocks checkpointed. mixed: the format that autocast
+    computes in; None: all in float32."""
 
     family: ModelFamily
     class_name: str
@@ -118,6 +121,7 @@ class Traced:
     batch: int
     size: tuple[int, int]
     checkpointed: bool
+    mixed: torch.dtype | None = None
 
 
 def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
@@ -131,6 +135,8 @@ def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
     plain = replace(wanted.adapter, kind="lora") if wanted.adapter.kind == "pissa" else wanted.adapter
     inject_adapter(model, match_targets(model, wanted.targets), plain, seed=0)
     model.to(META)
+    if wanted.mixed is not None:
+        hold_in(model, wanted.mixed)
     shape = family.shape(config)
     family.prepare(model, sum(shape.blocks.values()) if wanted.checkpointed else 0)
     factor = shape.latent_factor
@@ -139,7 +145,9 @@ def one_step(wanted: Traced, config: Mapping[str, Any]) -> Trace:
     level = NoiseLevel(sigma=torch.full((wanted.batch,), 0.5), timestep=torch.full((wanted.batch,), 500.0))
 
     def step() -> None:
-        family.predict(model, noisy, level, [conditioning] * wanted.batch, [PictureGeometry(size, size)] * wanted.batch).pow(2).mean().backward()
+        with AsAutocast(wanted.mixed) if wanted.mixed is not None else nullcontext():
+            loss = family.predict(model, noisy, level, [conditioning] * wanted.batch, [PictureGeometry(size, size)] * wanted.batch).pow(2).mean()
+        loss.backward()
 
     found = trace(step, [*model.parameters(), *model.buffers(), noisy, *conditioning.tensors.values()])
     gradients = sum(parameter.numel() * 4 for _, parameter in lora_parameters(model) if parameter.grad is not None)
@@ -155,42 +163,45 @@ def _on_heap(found: Trace, heap: Settings | None) -> Trace:
 
 
 def step_cost(family: ModelFamily, class_name: str, config: Mapping[str, Any], targets: str, adapter: AdapterSize, batch: int, size: tuple[int, int],
-              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None, known: dict[tuple[int, bool], Trace] | None = None,
-              kept_in: Path | None = None) -> StepCost:
+              compute_bytes: float, checkpointed: bool = True, heap: Settings | None = None, known: dict[tuple[int, bool, torch.dtype | None], Trace] | None = None,
+              kept_in: Path | None = None, mixed: torch.dtype | None = None) -> StepCost:
     """Trace one training step of `batch` pictures of `size` (height, width) in pixels, at the model's real depth: how a heap
     fills is no straight line.
 
     checkpointed: whether anybody will ask for checkpointed blocks; it takes as long again.  heap: memory is what the C
-    library's heap takes with these settings (a CPU); None: what is alive (a GPU).  known: traces of this model by batch size and
-    whether its blocks are checkpointed, which only their heap tells apart; what is traced here is added.
-    kept_in: folder of the encodings, beside which the cost is kept for the next run.
+    library's heap takes with these settings (a CPU); None: what is alive (a GPU).  known: traces of this model, which only
+    their heap tells apart; what is traced here is added.  kept_in: folder of the encodings, beside which the cost is kept for the
+    next run.  mixed: the format of autocast, where products are taken in it (a GPU): the step is traced in float32 and scaled, and
+    once more under autocast for how much more that is.
     """
-    wanted, known = Traced(family, class_name, targets, adapter, batch, size, False), {} if known is None else known
-    parts = (family.facts.name, class_name, dict(config), targets, asdict(adapter), batch, size, compute_bytes, checkpointed, heap)
+    wanted, known = Traced(family, class_name, targets, adapter, batch, size, False, mixed), {} if known is None else known
+    parts = (family.facts.name, class_name, dict(config), targets, asdict(adapter), batch, size, compute_bytes, checkpointed, heap, str(mixed))
     return kept(kept_in, StepCost, parts, lambda: _traced_cost(wanted, config, compute_bytes, checkpointed, heap, known), lambda cost: cost.is_final)
 
 
 def _traced_cost(wanted: Traced, config: Mapping[str, Any], compute_bytes: float, checkpointed: bool, heap: Settings | None,
-                 known: dict[tuple[int, bool], Trace]) -> StepCost:
+                 known: dict[tuple[int, bool, torch.dtype | None], Trace]) -> StepCost:
     """As `step_cost`; wanted: with nothing checkpointed."""
     batch, size, shape = wanted.batch, wanted.size, wanted.family.shape(config)
     blocks = sum(shape.blocks.values())
     boundary = batch * (size[0] * size[1] * shape.tokens_per_pixel) * shape.hidden_size * compute_bytes
-    scale = compute_bytes / 4
+    scale, plain = compute_bytes / 4, replace(wanted, mixed=None)
 
-    def traced(with_checkpoints: bool) -> Trace:
-        if (batch, with_checkpoints) not in known:
-            known[batch, with_checkpoints] = one_step(replace(wanted, checkpointed=with_checkpoints), config)
-        return _on_heap(known[batch, with_checkpoints], heap)
+    def traced(one: Traced) -> Trace:
+        key = batch, one.checkpointed, one.mixed
+        if key not in known:
+            known[key] = one_step(one, config)
+        return _on_heap(known[key], heap)
 
     try:
-        whole = traced(False)
-        again = traced(True) if checkpointed else replace(whole, peak_bytes=0)
+        whole = traced(plain)
+        again = traced(replace(plain, checkpointed=True)) if checkpointed else replace(whole, peak_bytes=0)
+        more = traced(wanted).peak_bytes / (whole.peak_bytes * scale) if wanted.mixed is not None else 1.0
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         # Some models look at values on their way, which the meta device has none of.
         return _by_formula(shape, batch, size, compute_bytes, boundary)
-    return StepCost(whole.flops, whole.attention_flops, whole.moved_bytes * scale, whole.operations, whole.peak_bytes * scale, boundary,
-                    max(again.peak_bytes * scale - blocks * boundary, 0.0), blocks, True,
+    return StepCost(whole.flops, whole.attention_flops, whole.moved_bytes * scale * more, whole.operations, whole.peak_bytes * scale * more, boundary,
+                    max(again.peak_bytes * scale - blocks * boundary, 0.0) * more, blocks, True,
                     whole.bytes_in_large(dict(heap or ()).get(M_MMAP_THRESHOLD, math.inf)) * scale, whole.is_final and again.is_final)
 
 

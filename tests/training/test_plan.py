@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from finetune.training.plan_allocator import heap_growth
 from finetune.training.plan_fit import fitted
 from finetune.adapters.kinds import AdapterSize
 from finetune.training.plan_model import StepCost, Traced, adapter_parameters, build_on_meta, one_step, step_cost
+from finetune.training.plan_mixed import AsAutocast
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.plan_tracing import trace
 from finetune.training.placement import Hold
@@ -265,3 +267,27 @@ def test_the_machine_is_probed_for_products_and_for_the_weights_that_are_expande
     assert found.products > 0 and found.attention > 0 and found.byte_seconds > 0 and found.busy >= 1
     seconds = {hold: probe_expansion(Hold(hold, torch.float32, ""), torch.device("cpu")) for hold in ("fp32", "bf16", "int8", "nf4", "streamed")}
     assert seconds.pop("fp32") == 0 and all(0 < value < 1e-6 for value in seconds.values())
+
+
+def test_what_autocast_adds_to_a_step_is_counted_for_a_gpu():
+    """Norms hand on float32 and the factors of a LoRA are float32: a step in 16 bits is not half of one in 32."""
+    tiny = dict(num_layers=2, num_single_layers=2, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64, pooled_projection_dim=32, in_channels=16, axes_dims_rope=(16, 24, 24), guidance_embeds=True)
+    config = dict(diffusers.FluxTransformer2DModel(**tiny).config)
+    flux, attention = family("flux_dev"), torch.nn.functional.scaled_dot_product_attention
+
+    def cost(mixed):
+        return step_cost(flux, "FluxTransformer2DModel", config, flux.facts.targets["attention"], AdapterSize(rank=4), 1, (256, 256), 2.0, mixed=mixed)
+
+    halved, mixed = cost(None), cost(torch.bfloat16)
+    assert mixed.traced and 1.1 < mixed.whole_bytes / halved.whole_bytes < 2
+    assert mixed.again_bytes > halved.again_bytes and mixed.boundary_bytes == halved.boundary_bytes and mixed.flops == halved.flops
+    assert torch.nn.functional.scaled_dot_product_attention is attention, "put back"
+
+
+def test_products_are_cast_as_autocast_casts_them():
+    layer, norm, x = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.ones(2, 4, device="meta", dtype=torch.bfloat16)
+    for module in (layer, norm):
+        module.to("meta")
+    with AsAutocast(torch.bfloat16):
+        assert layer(x.float()).dtype == torch.bfloat16 and norm(x).dtype == torch.float32
+        assert torch.nn.functional.scaled_dot_product_attention(*[torch.ones(1, 1, 2, 4)] * 3).dtype == torch.bfloat16
