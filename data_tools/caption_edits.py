@@ -1,6 +1,6 @@
 """Edit many captions by rules: seen before it is done (dry run), undone after it was (undo).
 
-Rules work on the parts of a caption between commas. They are applied in the order given, to caption files only.
+Rules work on the parts of a caption between commas. They are applied in the order given, to caption files (.txt, .caption) only.
 """
 
 from __future__ import annotations
@@ -111,16 +111,21 @@ def plan_edits(records: Sequence[ImageRecord], rules: Sequence[Rule]) -> list[Ch
         if best_caption(record.captions) is None:
             continue
         path = _caption_file(record)
-        if path is None or path in seen:
+        before = "" if path is None else clean_line(read_text(path))
+        if not before or path in seen:
             continue
         seen.add(path)
-        before = clean_line(read_text(path))
         after = before
         for rule in rules:
             after = clean_line(rule(after, record.path.name))
         if after != before:
             changes.append(Change(path, before, after))
     return changes
+
+
+def not_in_files(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The pictures whose captions no rule reaches, since they stand elsewhere: in a .json, in `<stem>.zh.txt`, in the folder's name."""
+    return [record for record in records if record.caption and ((path := _caption_file(record)) is None or not clean_line(read_text(path)))]
 
 
 def _caption_file(record: ImageRecord) -> Path | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from data_tools.lettering import font_for, wrap
 from finetune.errors import BadInput
 
 if TYPE_CHECKING:
@@ -14,49 +14,6 @@ if TYPE_CHECKING:
 PAPER, INK, FAINT = "#ffffff", "#1c1c1c", "#6a6a6a"
 GAP = 8
 SMALLEST_CELL = 128  # pixels: small pictures are enlarged to whole multiples, so that labels and pictures can be seen
-# Fonts with Chinese characters under the names that common systems give them; Pillow's own has only Latin.
-WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "DroidSansFallback.ttf", "wqy-microhei.ttc", "PingFang.ttc", "msyh.ttc",
-              "Arial Unicode.ttf")
-
-
-@lru_cache(maxsize=32)
-def _font(size: int, wide: bool) -> Any:
-    from PIL import ImageFont
-
-    for name in WIDE_FONTS if wide else ():
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)
-
-
-def _font_for(text: str, size: int) -> Any:
-    return _font(size, any(ord(character) > 0x2E7F for character in text))
-
-
-def wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
-    """`text` in at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
-    found, line = [], ""
-    words = text.split(" ") if " " in text else list(text)
-    joint = " " if " " in text else ""
-    for index, word in enumerate(words):
-        longer = f"{line}{joint}{word}" if line else word
-        if font.getlength(longer) <= width or not line:
-            line = longer
-            continue
-        if len(found) == lines - 1:
-            rest = line
-            while rest and font.getlength(rest + "…") > width:
-                rest = rest[:-1]
-            return [*found, rest.rstrip() + "…"]
-        found.append(line)
-        line = word
-        if index == len(words) - 1:
-            break
-    while line and font.getlength(line) > width:
-        line = line[:-2] + "…" if len(line) > 2 else ""
-    return [*found, line] if line else found
 
 
 def _cell_size(pictures: Sequence[Image]) -> tuple[int, int]:
@@ -90,25 +47,27 @@ def contact_sheet(rows: Sequence[Sequence[Image]], *, row_names: Sequence[str] =
         raise BadInput("there are no pictures to put on a sheet")
     cell = _cell_size(every)
     columns = max(len(row) for row in rows)
-    left = max((int(_font_for(n, 14).getlength(n)) for n in row_names), default=0)
+    left = max((int(font_for(n, 14).getlength(n)) + 1 for n in row_names), default=0)
     left = min(left, 180) + 2 * GAP if row_names else GAP
     width = left + columns * (cell[1] + GAP)
-    heading = wrap(title, _font_for(title, 18), width - 2 * GAP, 3) if title else []
+    large, small = font_for(title, 18), font_for("".join(column_names), 13)
+    heading = wrap(title, large, width - 2 * GAP, 3) if title else []
     top = GAP + len(heading) * 24
-    heads = [wrap(name, _font_for(name, 13), cell[1], 3) for name in column_names]
+    heads = [wrap(name, small, cell[1], 3) for name in column_names]
     head_height = max((len(h) for h in heads), default=0) * 17
     sheet = images.new("RGB", (width, top + head_height + len(rows) * (cell[0] + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for index, line in enumerate(heading):
-        pen.text((GAP, GAP + index * 24), line, INK, _font_for(line, 18))
+        pen.text((GAP, GAP + index * 24), line, INK, large)
     for column, lines in enumerate(heads[:columns]):
         for index, line in enumerate(lines):
-            pen.text((left + column * (cell[1] + GAP), top + index * 17), line, INK, _font_for(line, 13))
+            pen.text((left + column * (cell[1] + GAP), top + index * 17), line, INK, small)
     for number, row in enumerate(rows):
         y = top + head_height + number * (cell[0] + GAP) + GAP // 2
         if number < len(row_names):
-            for index, line in enumerate(wrap(row_names[number], _font_for(row_names[number], 14), left - 2 * GAP, 4)):
-                pen.text((GAP, y + cell[0] // 2 - 10 + index * 18), line, FAINT, _font_for(line, 14))
+            font = font_for(row_names[number], 14)
+            for index, line in enumerate(wrap(row_names[number], font, left - 2 * GAP, 4)):
+                pen.text((GAP, y + cell[0] // 2 - 10 + index * 18), line, FAINT, font)
         for column, picture in enumerate(row):
             shown = _fit(picture.convert("RGB"), cell)
             x = left + column * (cell[1] + GAP)

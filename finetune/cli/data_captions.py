@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ from finetune.cli.data_arguments import Fresh, ImageRoot, Layout, Source, Worker
 from finetune.cli.output import Json, Quiet, emit, progress_for
 
 if TYPE_CHECKING:
+    from data_tools.caption_prompts import CaptionPrompt
     from data_tools.captions import CaptionReport
 
 MOST_SHOWN = 20  # captions shown on a terminal
@@ -73,7 +73,7 @@ def caption(
     for number, each in enumerate(languages):
         prompt = thinking_prompt(each) if thinking else caption_prompt(purpose, each, subject=subject, question=question)
         if dry_run:
-            return _show_prompt(prompt, found.records, json)
+            return _show_prompt(prompt if writer.follows_prompts else None, found.records, json)
         reports.append(caption_pictures(found.records, writer, prompt, overwrite=overwrite, trigger=trigger, placement=placement, beside=number > 0, progress=progress))
     _show(reports, prices, json)
 
@@ -111,27 +111,32 @@ def _prices(price: str | None) -> tuple[float, float] | None:
 def _undo(source: str, json: bool) -> None:
     from data_tools.caption_edits import undo
 
-    restored, left = undo(Path(source))
+    restored, left = undo(source_folder(source))
     lines = [f"restored {len(restored)} captions"] + [f"left as it is, because it was changed since: {path}" for path in left]
     emit({"restored": [str(p) for p in restored], "left": [str(p) for p in left]}, lines, json=json)
 
 
 def _edit(records, rules, source: str, dry_run: bool, json: bool) -> None:
-    from data_tools.caption_edits import apply_edits, plan_edits
+    from data_tools.caption_edits import apply_edits, not_in_files, plan_edits
     from data_tools.records import shown_name
 
     changes = plan_edits(records, rules)
+    unreached = [str(record.path) for record in not_in_files(records)]
     written = None if dry_run or not changes else apply_edits(changes, source_folder(source))
     lines = [line for change in changes[:MOST_SHOWN] for line in (shown_name(change.path.name), f"  - {change.before}", f"  + {change.after}")]
     lines += [f"... and {len(changes) - MOST_SHOWN} more"] if len(changes) > MOST_SHOWN else []
+    lines += [f"left as it is, because its caption is not in a .txt or .caption file of its own: {shown_name(path)}" for path in unreached[:MOST_SHOWN]]
+    lines += [f"... and {len(unreached) - MOST_SHOWN} more such pictures; `brushwork data convert --to sidecars` gives each a file"] if len(unreached) > MOST_SHOWN else []
     lines.append(f"{len(changes)} captions would change" if dry_run else f"{len(changes)} captions changed" + ("; `--undo` takes it back" if changes else ""))
-    emit({"changes": [{"path": str(c.path), "before": c.before, "after": c.after} for c in changes], "dry_run": dry_run, "undo_file": written}, lines, json=json)
+    emit({"changes": [{"path": str(c.path), "before": c.before, "after": c.after} for c in changes], "left": unreached, "dry_run": dry_run, "undo_file": written}, lines, json=json)
 
 
-def _show_prompt(prompt, records, json: bool) -> None:
+def _show_prompt(prompt: CaptionPrompt | None, records, json: bool) -> None:
+    """prompt: None for a captioner that is asked nothing."""
     without = sum(record.caption is None for record in records)
-    lines = [text for text in (prompt.system, prompt.question) if text] + [f"{without} of {len(records)} pictures have no caption"]
-    emit({"system": prompt.system, "question": prompt.question, "pictures": len(records), "without_caption": without}, lines, json=json)
+    system, question = (prompt.system, prompt.question) if prompt else (None, None)
+    lines = [text for text in (system, question) if text] + [f"{without} of {len(records)} pictures have no caption"]
+    emit({"system": system, "question": question, "pictures": len(records), "without_caption": without}, lines, json=json)
 
 
 def _show(reports: list[CaptionReport], prices: tuple[float, float] | None, json: bool) -> None:

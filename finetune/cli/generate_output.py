@@ -106,7 +106,7 @@ def free_name(folder: Path, stem: str) -> Path:
 
 def row_name(weights: Mapping[str, float], adapters: Sequence[NamedAdapter]) -> str:
     """The strengths of a row in words."""
-    return ", ".join(f"{adapter.label} × {weights[adapter.name]:g}" for adapter in adapters) or "base"
+    return ", ".join(f"{adapter.label} x {weights[adapter.name]:g}" for adapter in adapters) or "base"
 
 
 def grid_sheet(pictures: Sequence[DrawnPicture], adapters: Sequence[NamedAdapter], labels: Mapping[int, str] | None = None) -> list[Image]:

@@ -24,6 +24,7 @@ Trigger = Annotated[str | None, typer.Option("--trigger", metavar="WORDS", help=
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; can be given several times.")]
 
 RUNS = Path("runs")
+SETS_IN_FILES = (".zip", ".tar", ".csv", ".jsonl", ".parquet", ".arrow")  # which `brushwork data` reads, and a run does not
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def _recipe_file(target: str) -> Path:
     from finetune.recipe_problems import nearest
     from finetune.recipe_shelf import find_recipe, shelf
 
+    if Path(target).suffix.lower() in SETS_IN_FILES and Path(target).is_file():
+        raise DataError("this is a file of pictures or captions, and training takes a folder", where=target,
+                        fix=f"`brushwork data convert {target} --to sidecars --out FOLDER` makes one of it")
     names = [recipe.name for recipe in shelf()]
     if target.endswith(".toml") or Path(target).exists() or target in names:
         return find_recipe(target)

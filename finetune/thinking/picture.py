@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.lettering import wrapped
 from data_tools.thinking import ThinkingRecord, thinking_path, write_record
 from data_tools.thinking_text import trace_fields
-from finetune.thinking.lettering import drawable, font_for, wrapped
+from finetune.thinking.lettering import drawable, font_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image

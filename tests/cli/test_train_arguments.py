@@ -92,3 +92,11 @@ def test_a_folder_that_may_not_be_read_is_named(photos):
             wanted_recipe("photos", "mini", None, None, None)
     finally:
         photos.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["pictures.zip", "list.csv"])
+def test_a_set_in_a_file_is_told_from_a_broken_recipe(tmp_path, name):
+    (tmp_path / name).write_text("image,caption\n")
+    with pytest.raises(DataError, match="training takes a folder") as refused:
+        wanted_recipe(str(tmp_path / name), "mini", None, None, None)
+    assert f"brushwork data convert {tmp_path / name} --to sidecars" in refused.value.fix

@@ -69,6 +69,38 @@ def test_captions_from_names_edits_and_undo(tmp_path, capfd):
     assert (tmp_path / "red_fox.txt").read_text() == "red fox\n"
 
 
+def test_an_edit_names_the_pictures_whose_captions_it_does_not_reach(tmp_path, capfd):
+    for name in ("own", "described", "chinese", "empty"):
+        save(tmp_path / f"{name}.png")
+    (tmp_path / "own.txt").write_text("a fox\n")
+    (tmp_path / "described.json").write_text('{"caption": "a boat"}')
+    (tmp_path / "chinese.zh.txt").write_text("一只狐狸\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "empty.json").write_text('{"caption": "a cup"}')
+    found = data(capfd, "caption", tmp_path, "--prepend", "brand, ")
+    assert [change["after"] for change in found["changes"]] == ["brand, a fox"]
+    assert {Path(path).stem for path in found["left"]} == {"described", "chinese", "empty"}
+    assert (tmp_path / "empty.txt").read_text() == ""
+    _, out, _ = run(capfd, "caption", tmp_path, "--append", ", more")
+    assert out.count("left as it is, because its caption is not in a .txt or .caption file of its own") == 3
+
+
+def test_an_edit_of_a_set_that_a_file_describes_is_taken_back(tmp_path, capfd):
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images" / "fox.png")
+    (tmp_path / "images" / "fox.txt").write_text("a fox\n")
+    (tmp_path / "set.toml").write_text('[general]\ncaption_extension = ".txt"\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = "images"\n')
+    assert data(capfd, "caption", tmp_path / "set.toml", "--prepend", "brand, ")["changes"]
+    assert len(data(capfd, "caption", tmp_path / "set.toml", "--undo")["restored"]) == 1
+    assert (tmp_path / "images" / "fox.txt").read_text() == "a fox\n"
+
+
+def test_a_dry_run_shows_no_question_to_a_captioner_that_is_asked_none(tmp_path, capfd):
+    save(tmp_path / "red_fox.png")
+    shown = data(capfd, "caption", tmp_path, "--by", "file-name", "--dry-run")
+    assert shown == {"system": None, "question": None, "pictures": 1, "without_caption": 1}
+
+
 def test_duplicates_convert_and_report(folder, tmp_path, capfd):
     (folder / "twin.png").write_bytes((folder / "000.png").read_bytes())
     found = data(capfd, "duplicates", folder, "--sheet", tmp_path / "sheet.png")

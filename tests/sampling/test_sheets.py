@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy
 import pytest
 from PIL import Image, ImageFont
 
+from data_tools.lettering import font_for, lacking, wrap
+from finetune.cli.generate_arguments import NamedAdapter
+from finetune.cli.generate_output import row_name
 from finetune.errors import BadInput
-from finetune.sampling_sheets import before_after_sheet, contact_sheet, stack_sheets, wrap
+from finetune.sampling_sheets import before_after_sheet, contact_sheet, stack_sheets
 
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "navy", "teal"]
 
@@ -60,3 +65,22 @@ def test_wrapped_text_stays_within_its_place(text):
     assert len(lines) <= 3 and all(font.getlength(line) <= 120 for line in lines)
     if text == "short":
         assert lines == ["short"]
+
+
+def test_a_chinese_text_behind_a_word_goes_on_in_the_next_line():
+    text = "my style, " + "红色背景上的狗" * 3
+    font = ImageFont.load_default(13)
+    assert "".join("".join(wrap(text, font, 120, 9)).split()) == "".join(text.split())
+    assert wrap(text * 3, font, 120, 2)[-1].endswith("…")
+
+
+def test_letters_that_pillow_lacks_are_not_drawn_as_empty_boxes():
+    if lacking("ü", font_for("ü", 13)):
+        pytest.skip("no font of this machine has more than Pillow's own")
+    one, other = (numpy.asarray(contact_sheet([pictures(["white"])], column_names=[letter])) for letter in "üж")
+    assert one.shape == other.shape and (one != other).any()
+
+
+def test_a_row_is_named_in_letters_that_every_machine_draws():
+    name = row_name({"adapter_brand": 0.5}, [NamedAdapter("adapter_brand", "brand", Path("brand"), (0.5,))])
+    assert name == "brand x 0.5" and not lacking(name, ImageFont.load_default(14))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.lettering import wrapped
 from data_tools.thinking import from_json, read_record, thinking_path
 from finetune.sampling import read_settings, save_picture
 from finetune.thinking.enhancers import think
-from finetune.thinking.lettering import CHINESE_FONTS, _font, drawable, font_for, wrapped
+from finetune.thinking.lettering import drawable, font_for
 from finetune.thinking.picture import SETTINGS_NAME, picture_with_trace, settings_with_record, shown_record, store_beside
 
 RECORDS = [think('three red apples on a table, watercolor, "OPEN"'), think("一只红色的猫在盒子上面"), think("a cat").given_up("lost")]
@@ -29,15 +30,10 @@ def test_long_and_hostile_texts_stay_inside_the_panel():
 
 
 def test_without_a_chinese_font_the_panel_says_so_in_place_of_empty_boxes(monkeypatch):
-    _font.cache_clear()
-    monkeypatch.setattr("finetune.thinking.lettering.CHINESE_FONTS", ())
-    try:
-        assert font_for("猫", 14) is None
-        assert drawable("猫", "instead") == "instead" and drawable("cat", "instead") == "cat"
-        assert picture_with_trace(Image.new("RGB", (64, 64)), RECORDS[1]).width > 500
-    finally:
-        _font.cache_clear()
-    assert CHINESE_FONTS
+    monkeypatch.setattr("data_tools.lettering.SYSTEM_FONTS", ())
+    assert font_for("猫", 14) is None
+    assert drawable("猫", "instead") == "instead" and drawable("cat", "instead") == "cat"
+    assert picture_with_trace(Image.new("RGB", (64, 64)), RECORDS[1]).width > 500
 
 
 def test_lines_are_no_wider_than_asked_and_keep_every_character():
