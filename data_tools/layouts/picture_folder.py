@@ -26,6 +26,7 @@ REGULARISATION_FOLDERS = ("reg", "regularisation", "regularization")
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 # Files that other tools leave beside pictures; never pictures, never worth a word.
 COMPANION_SUFFIXES = frozenset(".npz .safetensors .json .jsonl .csv .parquet .toml .yaml .yml .md .pt .bin .db .log .html .xmp .thinking".split())
+TABLE_SUFFIXES = frozenset(Path(name).suffix for name in METADATA_NAMES)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
 
 
@@ -123,6 +124,7 @@ def read_picture_folder(root: Path) -> Reading:
         reading.left_out.append(LeftOut(path, f"named in {row.where} but there is no such file", "missing"))
     reading.layout = _layout_name(reading, bool(rows or any(e.layout == "metadata" for e in reading.entries)), kohya)
     _notes(reading, orphans, plain_folders)
+    _warn_of_tables(reading, folders)
     return reading
 
 
@@ -249,6 +251,15 @@ def _layout_name(reading: Reading, metadata: bool, kohya: bool) -> str:
     if kohya:
         return "kohya"
     return "sidecars" if any(entry.layout == "sidecars" for entry in reading.entries) else "bare"
+
+
+def _warn_of_tables(reading: Reading, folders: list[Folder]) -> None:
+    """Captions that somebody keeps in a table are not found under every name."""
+    tables = [folder.path / name for folder in folders for name in folder.names if Path(name).suffix.lower() in TABLE_SUFFIXES and name not in METADATA_NAMES]
+    if tables and any(not entry.captions for entry in reading.entries):
+        shown = ", ".join(shown_name(path.name) for path in tables[:5])
+        reading.warnings.append(f"{shown}{', ...' if len(tables) > 5 else ''} beside pictures without captions is not read: a table of captions is called "
+                                f"{' or '.join(METADATA_NAMES)}, or is converted by itself (brushwork data convert TABLE --to sidecars --out FOLDER)")
 
 
 def _notes(reading: Reading, orphans: list[Path], plain_folders: int) -> None:

@@ -65,6 +65,8 @@ def generate(
         for text in prompt for number in seeds
     ]
     trigger = _trigger_note(files, requests, progress)
+    if negative and requests[0].guidance <= 1:
+        progress.say("note: the negative prompt has no effect at guidance 1, which is none; give --guidance a larger number")
     records: dict[str, ThinkingRecord] = {}
     saved: dict[int, Kept] = {}
 

@@ -41,7 +41,7 @@ def training_facts(source: Source, adapter: AdapterFile, kind: str, data: Mappin
     return {
         "pictures": data.get("pictures"), "data hash": said.get("data_hash"), "recipe hash": said.get("recipe_hash"), **rows,
         "layers": source.recipe.adapter.targets, "steps": _steps(source), "batch": f"{settings.batch_size} x {settings.accumulation}",
-        "learning rate": _learning_rate(source), "schedule": settings.schedule, "optimizer": settings.optimizer, "seed": settings.seed,
+        "learning rate": _learning_rate(source), "schedule": settings.schedule, "optimizer": _optimizer(source), "seed": settings.seed,
     }
 
 
@@ -51,6 +51,14 @@ def _steps(source: Source) -> str:
     result = json.loads(source.run.result.read_text(encoding="utf-8")) if source.run and source.run.result.exists() else {}
     exported = result.get("exported_step", asked)
     return str(asked) if exported == asked else f"{exported} of {asked}"
+
+
+def _optimizer(source: Source) -> str:
+    """As the recipe says, or as the run chose."""
+    name = source.recipe.training.optimizer
+    if name == "auto" and source.run and source.run.plan.exists():
+        return json.loads(source.run.plan.read_text(encoding="utf-8"))["estimate"]["settings"]["optimizer"]
+    return name
 
 
 def _learning_rate(source: Source) -> str:

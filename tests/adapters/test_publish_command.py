@@ -102,6 +102,15 @@ def test_the_card_says_how_many_steps_the_weights_have_seen(run_folder, hub, bru
     assert "6 of 10" in json.loads(out)["card"]
 
 
+def test_the_card_names_the_optimizer_that_the_run_chose(run_folder, hub, brushwork):
+    def card():
+        return json.loads(brushwork("publish", str(run_folder.path), "me/style", "--dry-run", "--json")[1])["card"]
+
+    assert re.search(r"optimizer \| auto", card())
+    run_folder.write_json(run_folder.plan, {"estimate": {"settings": {"optimizer": "adamw8bit"}}})
+    assert re.search(r"optimizer \| adamw8bit", card())
+
+
 def test_the_evaluation_of_a_run_stands_in_its_card(run_folder, hub, brushwork):
     run_folder.write_json(run_folder.path / "evaluation.json", {
         "adapters": [{"name": "style"}], "interval": "95%, percentile bootstrap", "caution": "", "left_out": {"aesthetics": "needs a download"},

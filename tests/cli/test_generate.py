@@ -75,6 +75,12 @@ def test_a_prompt_without_the_trigger_is_pointed_out(brushwork, tiny_base, adapt
     assert said.code == 0 and 'trigger "sks"' in said.err
 
 
+@pytest.mark.parametrize(("guidance", "says"), [("1", True), ("3", False)])
+def test_a_negative_prompt_that_has_no_effect_is_pointed_out(brushwork, tiny_base, tmp_path, guidance, says):
+    said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--negative", "red", "--guidance", guidance, "--out", tmp_path, *QUICK)
+    assert said.code == 0 and ("the negative prompt has no effect" in said.err) is says
+
+
 def test_an_adapter_of_another_model_is_refused(brushwork, tiny_base, tmp_path):
     path = tmp_path / "other.safetensors"
     write_adapter(path, AdapterFile({"single_blocks.0.x.lora_A.weight": torch.ones(2, 8), "single_blocks.0.x.lora_B.weight": torch.ones(8, 2)}))

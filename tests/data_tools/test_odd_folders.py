@@ -50,3 +50,16 @@ def test_folders_that_link_in_a_circle_are_read_once_and_said(tmp_path, scan):
     os.symlink(tmp_path, tmp_path / "a" / "again")
     report = scan(tmp_path)
     assert report.found == 1 and any("not read twice" in text for text in report.warnings)
+
+
+def test_a_table_of_another_name_beside_pictures_without_captions_is_named(tmp_path, scan):
+    save(tmp_path / "one.png")
+    (tmp_path / "list.csv").write_text("file_name,text\none.png,a red square\n")
+    (warning,) = scan(tmp_path).warnings
+    assert warning.startswith("list.csv beside pictures without captions is not read") and "metadata.csv" in warning and "--to sidecars" in warning
+    (tmp_path / "one.txt").write_text("a red square")
+    assert not scan(tmp_path).warnings, "they may be somebody's notes"
+    (tmp_path / "one.txt").unlink()
+    (tmp_path / "list.csv").rename(tmp_path / "metadata.csv")
+    (record,) = scan(tmp_path).records
+    assert record.captions[0].text == "a red square" and not scan(tmp_path).warnings
