@@ -67,7 +67,7 @@ def result_lines(result: TrainingResult) -> list[str]:
         f"proof     {proof.placed} of {proof.keys} tensors placed, output changed by {proof.change:.1%}, base restored exactly",
         f"pictures  {result.sheet}",
         f"report    {result.run / 'report.html'}",
-        f"time      {result.steps} steps, {result.seconds:.0f} s in all, peak memory {result.peak_memory_bytes / 2**20:.0f} MiB",
+        f"time      {result.steps} steps, {result.seconds:.0f} s {f'since step {result.resumed_from}' if result.resumed_from else 'in all'}, peak memory {result.peak_memory_bytes / 2**20:.0f} MiB",
     ]
     if "adapter" in result.reasons:
         lines.insert(1, f"exported  {result.reasons['adapter']}")

@@ -103,7 +103,7 @@ def _facts(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[tuple
         ("Base restored exactly after detaching", "yes" if proof.get("restored") else "no"),
         ("Baked equals attached", {True: "yes", False: "no", None: "not tested, the base is quantised"}[proof.get("baked_equals_attached")]),
         ("Steps", str(result["steps"]) + (f", resumed after step {result['resumed_from']}" if result.get("resumed_from") else "")),
-        ("Whole time", f"{result['seconds']:.0f} s"),
+        ("Time since then" if result.get("resumed_from") else "Whole time", f"{result['seconds']:.0f} s"),
         ("Peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
     ]
     if result.get("ended"):

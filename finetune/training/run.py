@@ -212,7 +212,8 @@ def _finish(prepared: Prepared, trained: _Trained, began: float, progress: Progr
     proof: Proof = prove_adapter(prepared.base, lambda: prepared.load_base(progress), prepared.hold, run, trained.steps, trained.reference, prepared.encodings, prepared.training_set,
                                  prepared.samples, device, progress)
     seconds = time.monotonic() - began
-    result = TrainingResult(run.path, run.adapter, trained.steps, trained.resumed_from, round(seconds, 2), peak_memory_bytes(device), proof.verified,
+    peak = max([peak_memory_bytes(device), *(row.get("peak_memory_bytes", 0) for row in run.read_log())])  # of the parts before a resumption, too
+    result = TrainingResult(run.path, run.adapter, trained.steps, trained.resumed_from, round(seconds, 2), peak, proof.verified,
                             run.sheet, prepared.training_set.left_out, prepared.reasons, proof.before, proof.after, exported, state.ended,
                             tuple(prepared.training_set.held_out_paths()))
     run.write_json(run.result, {

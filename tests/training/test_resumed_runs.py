@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli.train import result_lines
 from finetune.errors import Interrupted, RunFolderError
 from finetune.training.run import train
 from tests.training.small_job import SignallingProgress, log_of, newest_step, small_recipe, write_pictures
@@ -27,7 +28,9 @@ def test_a_signal_finishes_the_step_saves_and_the_resumed_run_ends_bit_identical
     assert not (run / ADAPTER).exists()
     assert newest_step(run) == len(log_of(run)) == 5
     result = train(recipe, run, resume=True, cache_folder=encodings_folder)
-    assert result.resumed_from == 5
+    assert result.resumed_from == 5 and result_lines(result)[4].split(", ")[1].endswith(" s since step 5")
+    page = (run / "report.html").read_text()
+    assert "Time since then" in page and "Whole time" not in page
     assert (run / ADAPTER).read_bytes() == (unbroken[0] / ADAPTER).read_bytes()
     assert [row["step"] for row in log_of(run)] == list(range(1, 13))
     assert [row["loss"] for row in log_of(run)] == [row["loss"] for row in log_of(unbroken[0])]
@@ -43,6 +46,16 @@ def test_a_signal_while_sample_pictures_are_made_stops_with_the_next_step_that_e
     with pytest.raises(Interrupted, match=f"stopped at step {stopped_at} of 12; everything is saved"):
         train(small_recipe(tiny_base, pictures, samples__every=2), tmp_path / "run", cache_folder=encodings_folder, **how)
     assert newest_step(tmp_path / "run") == stopped_at
+
+
+def test_the_peak_of_a_resumed_run_is_that_of_all_its_parts(tiny_base, pictures, encodings_folder, tmp_path):
+    recipe, run = small_recipe(tiny_base, pictures), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe, run, cache_folder=encodings_folder, progress=SignallingProgress(5, signal.SIGINT))
+    rows = log_of(run)
+    rows[2]["peak_memory_bytes"] = 1 << 40  # as if the first part had encoded with large encoders
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(recipe, run, resume=True, cache_folder=encodings_folder).peak_memory_bytes == 1 << 40
 
 
 def kill_and_resume(tiny_base, pictures, tmp_path, kills):
