@@ -26,6 +26,7 @@ from finetune.training.precision import PrecisionChoice, choose_base_dtype, choo
 from finetune.training.preloading import late_imports
 from finetune.training.regularisation import draw_regularisation
 from finetune.training.resume import check_continuation
+from finetune.training.quantiser_library import require_kernels
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
 from finetune.training.sharding import Sharding, check_launch, wanted_sharding
@@ -121,6 +122,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         training_set = build_training_set(recipe, base.family.facts, progress, drawn, picture_limits(base))
     _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
+    require_kernels(optimizer.name, hold.name, accelerator.device)
     reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",
                "optimizer": f"{optimizer.name}: {optimizer.reason}"}
     for name, reason in reasons.items():

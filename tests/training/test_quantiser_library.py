@@ -5,6 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from finetune.errors import BadInput
+from finetune.training import quantiser_library
+from finetune.training.quantiser_library import require_kernels
+from finetune.training.run import train
+from tests.training.small_job import small_recipe
 
 STEPS = """
 import json, sys
@@ -35,3 +45,32 @@ def test_8_bit_optimizers_and_quantised_weights_load_no_compiler() -> None:
     moved, error, compiler = json.loads(output.splitlines()[-1])
     assert moved > 0.015 and error < 0.2, "two steps of a hundredth each, and 16 levels"
     assert compiler == []
+
+
+CUDA = torch.device("cuda")
+
+
+def test_a_library_without_functions_for_the_gpu_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(cextension=SimpleNamespace(lib=SimpleNamespace(compiled_with_cuda=False)))
+    monkeypatch.setattr(quantiser_library, "load_bitsandbytes", lambda: library)
+    with pytest.raises(BadInput, match="which training.optimizer=adamw8bit and base.hold=nf4 need\n") as refused:
+        require_kernels("adamw8bit", "nf4", CUDA)
+    assert "python -m bitsandbytes" in refused.value.fix
+    with pytest.raises(BadInput, match="which base.hold=nf4 needs\n"):
+        require_kernels("adamw", "nf4", CUDA)
+    require_kernels("adamw", "int8", CUDA)
+    require_kernels("adamw8bit", "nf4", torch.device("cpu"))
+    library.cextension.lib.compiled_with_cuda = True
+    require_kernels("adamw8bit", "nf4", CUDA)
+
+
+def test_a_run_asks_before_it_encodes(tiny_base, pictures, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.training import preparation
+
+    def refuse(*asked: object) -> None:
+        raise BadInput(str(asked))
+
+    monkeypatch.setattr(preparation, "require_kernels", refuse)
+    with pytest.raises(BadInput, match="'adamw8bit', 'fp32', device"):
+        train(small_recipe(tiny_base, pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -39,6 +39,7 @@ from finetune.randomness import python_random
 from finetune.training.lr_schedules import learning_rate_factor
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.optimizers import build_optimizer, choose_optimizer
+from finetune.training.quantiser_library import require_kernels
 from finetune.training.resume import find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.step import StepNumbers, optimizer_step
@@ -186,6 +187,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase, accelerator: Accel
     loaded.transformer.eval()
     named = lora_parameters(loaded.transformer)
     name = choose_optimizer(settings.optimizer, loaded.device).name
+    require_kernels(name, "", loaded.device)
     optimizer = build_optimizer(name, [parameter for _, parameter in named], settings.learning_rate, 0.0)
     return TrainedModel(loaded.transformer, named, accelerator.prepare_optimizer(optimizer), accelerator.scaler)
 
