@@ -209,34 +209,6 @@ def _drop_stand_in(module: str) -> None:
         del sys.modules[module]
 
 
-@contextmanager
-def compile_later() -> Iterator[None]:
-    """Within the block, `torch.compile` gives a function that is compiled when it is called first; without the block it loads the compiler at
-    once, for functions that may never be called. For functions at the top of a module, by whatever options."""
-    import torch
-
-    really = torch.compile
-
-    def compile_when_called(model: Callable | None = None, **options: Any) -> Callable:
-        if model is None:
-            return lambda function: compile_when_called(function, **options)
-        compiled: list[Callable] = []
-
-        @functools.wraps(model)
-        def run(*arguments: Any, **named: Any) -> Any:
-            if not compiled:
-                compiled.append(really(model, **options))
-            return compiled[0](*arguments, **named)
-
-        return run
-
-    torch.compile = compile_when_called
-    try:
-        yield
-    finally:
-        torch.compile = really
-
-
 def defer_part(module: str) -> None:
     """Let `package.part.Name` be written where nobody has imported `package.part` yet; importing it puts the real one in place."""
     package, _, part = module.rpartition(".")

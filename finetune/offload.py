@@ -82,7 +82,10 @@ def place_encoders(pipeline: Any, device: torch.device) -> int:
 
 def bring_weights(model: torch.nn.Module, device: torch.device) -> None:
     """From now on the weights of linear layers are on `device` only for the time of their product. Those that a layer shares with
-    another kind, such as an embedding, move with the model. For forward passes only."""
+    another kind, such as an embedding, move with the model. For forward passes only.
+
+    (accelerate's `cpu_offload` leaves weights on the meta device, and pipelines ask an encoder's weights where to put its input.)
+    """
     users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     for layer in model.modules():
         if type(layer) is not torch.nn.Linear or users[id(layer.weight)] > 1:

@@ -251,31 +251,3 @@ assert transformers.T5EncoderModel.__module__ == "transformers.models.t5.modelin
 
 def test_the_list_of_models_is_read_once() -> None:
     subprocess.run([sys.executable, "-c", LISTED], check=True)
-
-
-# What is put in the compiler's place says with which options it was asked.
-COMPILED_LATER = """
-import sys
-import torch
-from finetune.deferred_imports import compile_later
-asked = []
-def compiler(model, **options):
-    asked.append((model.__name__, options))
-    return lambda number: model(number) + 100
-torch.compile = compiler
-with compile_later():
-    @torch.compile
-    def plain(number):
-        "Doubles."
-        return 2 * number
-    @torch.compile(dynamic=False)
-    def told(number): return 3 * number
-    direct = torch.compile(lambda number: number, fullgraph=True)
-assert torch.compile is compiler and asked == [] and plain.__doc__ == "Doubles."
-assert [plain(1), plain(2), told(1), direct(1)] == [102, 104, 103, 101]
-assert asked == [("plain", {}), ("told", {"dynamic": False}), ("<lambda>", {"fullgraph": True})], "each once"
-"""
-
-
-def test_a_function_is_compiled_when_it_is_called() -> None:
-    subprocess.run([sys.executable, "-c", COMPILED_LATER], check=True)

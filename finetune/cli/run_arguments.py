@@ -24,7 +24,6 @@ Trigger = Annotated[str | None, typer.Option("--trigger", metavar="WORDS", help=
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; can be given several times.")]
 
 RUNS = Path("runs")
-SETS_IN_FILES = (".zip", ".tar", ".csv", ".jsonl", ".parquet", ".arrow")  # which `brushwork data` reads, and a run does not
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,19 @@ def _check_folder(folder: Path) -> None:
         raise DataError("the folder's name is not UTF-8, and a recipe is", where=str(folder), fix="rename the folder") from None
 
 
+def _is_set_in_a_file(path: Path) -> bool:
+    """Whether `brushwork data` reads such a file as a set of pictures or captions, which a run does not."""
+    from data_tools.layouts.detect import BY_SUFFIX
+
+    return path.suffix.lower() in BY_SUFFIX
+
+
 def _recipe_file(target: str) -> Path:
     """The recipe that `target` names; anything else is a folder that is not there."""
     from finetune.recipe_problems import nearest
     from finetune.recipe_shelf import find_recipe, shelf
 
-    if Path(target).suffix.lower() in SETS_IN_FILES and Path(target).is_file():
+    if Path(target).is_file() and not target.endswith(".toml") and _is_set_in_a_file(Path(target)):
         raise DataError("this is a file of pictures or captions, and training takes a folder", where=target,
                         fix=f"`brushwork data convert {target} --to sidecars --out FOLDER` makes one of it")
     names = [recipe.name for recipe in shelf()]

@@ -122,7 +122,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         training_set = build_training_set(recipe, base.family.facts, progress, drawn, picture_limits(base))
     _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
-    require_kernels(optimizer.name, hold.name, accelerator.device)
+    require_kernels(accelerator.device, optimizer.name, hold.name)
     reasons = {"precision": f"{precision.name}: {precision.reason}", "base weights": f"{hold.name}: {hold.reason}",
                "optimizer": f"{optimizer.name}: {optimizer.reason}"}
     for name, reason in reasons.items():

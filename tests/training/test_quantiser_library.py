@@ -53,15 +53,15 @@ CUDA = torch.device("cuda")
 def test_a_library_without_functions_for_the_gpu_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     library = SimpleNamespace(cextension=SimpleNamespace(lib=SimpleNamespace(compiled_with_cuda=False)))
     monkeypatch.setattr(quantiser_library, "load_bitsandbytes", lambda: library)
-    with pytest.raises(BadInput, match="which training.optimizer=adamw8bit and base.hold=nf4 need\n") as refused:
-        require_kernels("adamw8bit", "nf4", CUDA)
+    with pytest.raises(BadInput, match="needed for training.optimizer=adamw8bit and base.hold=nf4\n") as refused:
+        require_kernels(CUDA, "adamw8bit", "nf4")
     assert "python -m bitsandbytes" in refused.value.fix
-    with pytest.raises(BadInput, match="which base.hold=nf4 needs\n"):
-        require_kernels("adamw", "nf4", CUDA)
-    require_kernels("adamw", "int8", CUDA)
-    require_kernels("adamw8bit", "nf4", torch.device("cpu"))
+    with pytest.raises(BadInput, match="needed for base.hold=nf4\n"):
+        require_kernels(CUDA, "adamw", "nf4")
+    require_kernels(CUDA, "adamw", "int8")
+    require_kernels(torch.device("cpu"), "adamw8bit", "nf4")
     library.cextension.lib.compiled_with_cuda = True
-    require_kernels("adamw8bit", "nf4", CUDA)
+    require_kernels(CUDA, "adamw8bit", "nf4")
 
 
 def test_a_run_asks_before_it_encodes(tiny_base, pictures, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,34 @@ def test_a_run_asks_before_it_encodes(tiny_base, pictures, tmp_path, monkeypatch
         raise BadInput(str(asked))
 
     monkeypatch.setattr(preparation, "require_kernels", refuse)
-    with pytest.raises(BadInput, match="'adamw8bit', 'fp32', device"):
+    with pytest.raises(BadInput, match="cpu.*'adamw8bit', 'fp32'"):
         train(small_recipe(tiny_base, pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+# What is put in the compiler's place says with which options it was asked.
+COMPILED_LATER = """
+import sys
+import torch
+from finetune.training.quantiser_library import compile_later
+asked = []
+def compiler(model, **options):
+    asked.append((model.__name__, options))
+    return lambda number: model(number) + 100
+torch.compile = compiler
+with compile_later():
+    @torch.compile
+    def plain(number):
+        "Doubles."
+        return 2 * number
+    @torch.compile(dynamic=False)
+    def told(number): return 3 * number
+    direct = torch.compile(lambda number: number, fullgraph=True)
+assert torch.compile is compiler and asked == [] and plain.__doc__ == "Doubles."
+assert [plain(1), plain(2), told(1), direct(1)] == [102, 104, 103, 101]
+assert asked == [("plain", {}), ("told", {"dynamic": False}), ("<lambda>", {"fullgraph": True})], "each once"
+"""
+
+
+def test_a_function_is_compiled_when_it_is_called() -> None:
+    subprocess.run([sys.executable, "-c", COMPILED_LATER], check=True)

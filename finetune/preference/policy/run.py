@@ -187,7 +187,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase, accelerator: Accel
     loaded.transformer.eval()
     named = lora_parameters(loaded.transformer)
     name = choose_optimizer(settings.optimizer, loaded.device).name
-    require_kernels(name, "", loaded.device)
+    require_kernels(loaded.device, name)
     optimizer = build_optimizer(name, [parameter for _, parameter in named], settings.learning_rate, 0.0)
     return TrainedModel(loaded.transformer, named, accelerator.prepare_optimizer(optimizer), accelerator.scaler)
 
