@@ -249,25 +249,6 @@ def names_later(library: str, *modules: str) -> Iterator[None]:
             _drop_stand_in(name)
 
 
-def list_models_once() -> None:
-    """Let `transformers.models` take the list of its models from `transformers`, which has read all their files for it; it would
-    read them again (half a second)."""
-    reading, package = importlib.import_module("transformers.utils.import_utils"), importlib.import_module("transformers")
-    models, read = Path(package.__file__).parent / "models", reading.define_import_structure
-    if "transformers.models" in sys.modules or getattr(read, "reads_once", False):
-        return
-
-    def structure(path: str | Path, prefix: str | None = None) -> dict:
-        if prefix is not None or Path(path) != models / "__init__.py":
-            return read(path, prefix)
-        # `transformers` adds parts of its own to what it was given.
-        return {needs: {name.removeprefix("models."): names for name, names in found.items() if name.startswith("models.")}
-                for needs, found in read(models, prefix="models").items()}
-
-    structure.reads_once = True
-    reading.define_import_structure = structure
-
-
 def one_process_only() -> None:
     """Let transformers take this torch for one that was built without `torch.distributed`, so that its models load nothing for
     being divided. Nothing happens where they are loaded already."""

@@ -229,25 +229,3 @@ assert len(free_unbacked_symbols(unknown)) == 1
 
 def test_values_are_put_into_a_part_without_formulas_for_sizes() -> None:
     subprocess.run([sys.executable, "-c", SCATTERED], check=True)
-
-
-LISTED = """
-import transformers
-from transformers.utils import import_utils
-from finetune.deferred_imports import list_models_once
-from pathlib import Path
-read, opened, plain = import_utils.define_import_structure, [], import_utils.fetch__all__
-file = str(Path(transformers.__file__).parent / "models" / "__init__.py")
-import_utils.fetch__all__ = lambda content: opened.append(1) or plain(content)
-list_models_once()
-once = import_utils.define_import_structure(file)
-assert not opened
-assert once == read(file) and opened, "the same list, without reading"
-list_models_once()
-import transformers.models
-assert transformers.T5EncoderModel.__module__ == "transformers.models.t5.modeling_t5" and transformers.models.t5.T5EncoderModel is transformers.T5EncoderModel
-"""
-
-
-def test_the_list_of_models_is_read_once() -> None:
-    subprocess.run([sys.executable, "-c", LISTED], check=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune.errors import BaseModelError
 from finetune.families.mapped_pages import mapped_range, release_pages
+from finetune.families.preloading import import_libraries
 
 PARTS = frozenset({"text", "vae", "transformer"})
 # In the names of parameters that adapters bring into a model.
@@ -57,6 +58,7 @@ def component_slots(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def component_class(library: str, name: str, folder: Path) -> type:
     """A class of diffusers or transformers. Code that comes with a model is never run."""
+    import_libraries(folder)
     import diffusers
     import transformers
 

@@ -12,6 +12,7 @@ import torch
 from data_tools.progress import Progress
 from finetune.families.picture_limits import picture_limits
 from finetune.families.targets import resolve_targets
+from finetune.families.preloading import import_libraries
 from finetune.offload import free_bytes
 from finetune.recipe import Recipe
 from finetune.training import plan_model, plan_phases
@@ -22,7 +23,6 @@ from finetune.training.encoding_cache import EncodingCache
 from finetune.training.placement import QUANTISED, Hold, held_linears, memory_is_short
 from finetune.training.plan_speed import Speed, probe_expansion, probe_speed
 from finetune.training.plan_tracing import Trace
-from finetune.training.preloading import import_libraries
 from finetune.training.regularisation import requests_of
 from finetune.training.samples import plan_samples
 from finetune.training.sharding import Sharding

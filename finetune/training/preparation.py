@@ -16,6 +16,7 @@ from data_tools.progress import Progress
 from finetune.errors import BadInput
 from finetune.families.mapped_pages import trim_heap
 from finetune.families.picture_limits import picture_limits
+from finetune.families.preloading import late_imports
 from finetune.objectives import LossWeighting, refuse_noise_offset
 from finetune.recipe import Recipe, dump_recipe
 from finetune.training.encode import Encodings, encode_everything
@@ -23,7 +24,6 @@ from finetune.training.encoding_cache import EncodingCache, require_writable
 from finetune.training.optimizers import choose_optimizer
 from finetune.training.placement import Hold, check_suits, choose_hold, load_held
 from finetune.training.precision import PrecisionChoice, choose_base_dtype, choose_precision
-from finetune.training.preloading import late_imports
 from finetune.training.regularisation import draw_regularisation
 from finetune.training.resume import check_continuation
 from finetune.training.quantiser_library import require_kernels

@@ -78,7 +78,7 @@ def plain_steps(size: dict, steps: int):
 
 def our_steps(size: dict, steps: int):
     """The product's own step: imports, family, objective, optimizer and accelerator as a run uses them."""
-    from finetune.training.preloading import late_imports
+    from finetune.families.preloading import late_imports
 
     with late_imports(Path()):
         import torch

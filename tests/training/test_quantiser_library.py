@@ -20,7 +20,7 @@ STEPS = """
 import json, sys
 from pathlib import Path
 import torch
-from finetune.training.preloading import late_imports
+from finetune.families.preloading import late_imports
 with late_imports(Path(".")):
     pass
 from finetune.training.optimizers import build_optimizer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.preloading import wants_scipy
+from finetune.families.preloading import wants_scipy
 from tests.tiny_models.all import TINY
 
 # One optimizer step on a LoRA, in a process of its own, after the imports of a run.
@@ -17,7 +17,7 @@ FIRST_STEP = """
 import json, sys
 from pathlib import Path
 import torch
-from finetune.training.preloading import late_imports
+from finetune.families.preloading import late_imports
 with late_imports(Path(".")):
     pass
 from finetune.adapters.lora import inject_lora, lora_parameters
@@ -43,7 +43,7 @@ LATER = """
 import json, sys
 from pathlib import Path
 import torch
-from finetune.training.preloading import late_imports
+from finetune.families.preloading import late_imports
 with late_imports(Path(".")):
     pass
 optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
@@ -65,7 +65,7 @@ RECOMPUTED = """
 import json, sys
 from pathlib import Path
 import torch
-from finetune.training.preloading import late_imports
+from finetune.families.preloading import late_imports
 with late_imports(Path(".")):
     pass
 from finetune.families.checkpointing import checkpoint_blocks
@@ -86,9 +86,6 @@ ENCODING = """
 import json, sys
 from pathlib import Path
 import torch
-from finetune.training.preloading import late_imports
-with late_imports(Path(sys.argv[1])):
-    pass
 from finetune.families.sd3 import FAMILY
 pipeline = FAMILY.load(Path(sys.argv[1]), frozenset({"text"}), torch.float32)
 FAMILY.encode_prompts(pipeline, ["a disc"])
@@ -124,3 +121,27 @@ def test_scipy_is_kept_for_the_one_sampler_that_takes_it(config: dict | None, wa
         (tmp_path / "scheduler").mkdir()
         (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2))
     assert wants_scipy(tmp_path) is wanted
+
+
+# A base whose sampler needs scipy, after one whose sampler does not.
+TWO_BASES = """
+import json, sys
+from pathlib import Path
+from finetune.families.loading import component_class, load_component
+plain, beta = Path(sys.argv[1]), Path(sys.argv[2])
+sampler = component_class("diffusers", "FlowMatchEulerDiscreteScheduler", plain)
+load_component(plain / "scheduler", sampler, None)
+before = "scipy.stats" in sys.modules
+component_class("diffusers", "FlowMatchEulerDiscreteScheduler", beta)
+scheduler = load_component(beta / "scheduler", sampler, None)
+scheduler.set_timesteps(5)
+print(json.dumps([before, len(scheduler.sigmas)]))
+"""
+
+
+def test_scipy_comes_with_the_first_base_whose_sampler_needs_it(tmp_path: Path) -> None:
+    for name, settings in (("plain", {}), ("beta", {"use_beta_sigmas": True})):
+        (tmp_path / name / "scheduler").mkdir(parents=True)
+        (tmp_path / name / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"} | settings, indent=2))
+    output = subprocess.run([sys.executable, "-c", TWO_BASES, str(tmp_path / "plain"), str(tmp_path / "beta")], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output.splitlines()[-1]) == [False, 6]

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from finetune.absent_libraries import absent
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, list_models_once, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
+from finetune.library_lists import distributions_when_asked, load_parts_by_name, models_read_once
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
-NEEDED_LATE = ("peft", "peft.helpers", "diffusers.models.transformers", "diffusers.schedulers.scheduling_utils")
+NEEDED_LATE = ("peft", "peft.helpers", "diffusers.schedulers.scheduling_utils")
+SAMPLERS = "diffusers.schedulers."
+# Packages that load everything in them where one thing is wanted.
+TAKEN_IN_PARTS = ("diffusers.models.transformers", "diffusers.models.autoencoders")
 # What peft and diffusers take names from, mostly to say that a model is none of these, and one that peft can do without: it
 # divides models over processes.
 NAMED_ONLY = ("transformers.activations", "transformers.modeling_outputs")
 FOR_DIVIDED_MODELS = "transformers.distributed.tensor_parallel"
+# What only others' ways of waiting for a server need; nothing here waits that way.
+WAITS_OTHERWISE = "trio"
 # peft asks whether a weight is one of these, and leaves it to others to import them.
 DIVIDED_TENSORS = "torch.distributed.tensor"
 
@@ -30,14 +39,43 @@ def wants_scipy(base: Path) -> bool:
         return False
 
 
+def transformer_class(base: Path) -> str | None:
+    """Name of the class of diffusers that the base's transformer is of; None where its folder does not say."""
+    try:
+        library, name = json.loads((base / "model_index.json").read_text(encoding="utf-8"))["transformer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if library == "diffusers" else None
+
+
+def _bring_scipy() -> None:
+    """Let diffusers know of scipy after all, its samplers included that are there already; it says itself where there is none."""
+    if importlib.util.find_spec("scipy") is None:
+        return
+    scipy = importlib.import_module("scipy.stats") and sys.modules["scipy"]
+    importlib.import_module("diffusers.utils.import_utils")._scipy_available = True  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith(SAMPLERS) and "is_scipy_available" in vars(module):
+            module.scipy = scipy  # type: ignore[attr-defined]
+
+
 def import_libraries(base: Path) -> None:
-    """What a run on this base needs. base: its folder.
+    """What training on this base and drawing with it need. base: its folder. Whoever loads a base comes by here.
 
     Libraries load others that happen to be installed, and models that nobody will use: half of the time and 200 MiB. peft looks
     again when it meets a quantised layer; what encoding and drawing need of transformers comes with their pipeline.
     """
+    if not all(name in sys.modules for name in NEEDED_LATE):
+        _import_leanly(base)
+    if wants_scipy(base):
+        _bring_scipy()
+
+
+def _import_leanly(base: Path) -> None:
     with ExitStack() as without:
-        without.enter_context(absent("bitsandbytes", *([] if wants_scipy(base) else ["scipy"])))
+        without.enter_context(absent("bitsandbytes", "scipy", WAITS_OTHERWISE))
+        without.enter_context(models_read_once())
+        without.enter_context(distributions_when_asked())
         if int(os.environ.get("WORLD_SIZE") or 1) == 1:
             without.enter_context(absent(FOR_DIVIDED_MODELS))
             without.enter_context(names_later("transformers", *NAMED_ONLY))
@@ -47,9 +85,11 @@ def import_libraries(base: Path) -> None:
             defer_formulas()
             defer_part(DIVIDED_TENSORS)
             one_process_only()
-            list_models_once()
+        for package in TAKEN_IN_PARTS:
+            load_parts_by_name(package)
         for name in NEEDED_LATE:
             importlib.import_module(name)
+        getattr(importlib.import_module("diffusers"), transformer_class(base) or "ModelMixin", None)
     import_utils = importlib.import_module("peft.import_utils")
     import_utils.is_bnb_available.cache_clear()
     import_utils.is_bnb_4bit_available.cache_clear()
