@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_gates
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
@@ -78,6 +79,7 @@ class AuraFlow:
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         checkpoint_blocks([*transformer.joint_transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)
+        lean_gates.install(transformer, "AuraFlowFeedForward", "linear_1", "linear_2", "out_projection")
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_gates
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.flux import TRAINING_GUIDANCE
 from finetune.families.image_encoding import count_parameters, deterministic, tiled
@@ -94,6 +95,7 @@ class Flux2:
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         checkpoint_blocks([*transformer.transformer_blocks, *transformer.single_transformer_blocks], checkpointed_blocks)
+        lean_gates.install_on_halves(transformer, "Flux2SwiGLU")
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.families import lean_gates
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -113,6 +114,7 @@ class HiDream:
                 module._force_inference_output = False  # experts would run under no_grad
         transformer.register_to_config(force_inference_output=False)
         checkpoint_blocks([*transformer.double_stream_blocks, *transformer.single_stream_blocks], checkpointed_blocks)
+        lean_gates.install(transformer, "HiDreamImageFeedForwardSwiGLU", "w1", "w3", "w2")
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

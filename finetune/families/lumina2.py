@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.families import lean_norms
+from finetune.families import lean_gates, lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
@@ -93,6 +93,7 @@ class Lumina2:
         # The library's own checkpointing leaves the refiners out.
         checkpoint_blocks([*transformer.context_refiner, *transformer.noise_refiner, *transformer.layers], checkpointed_blocks)
         lean_norms.install(transformer)
+        lean_gates.install(transformer, "LuminaFeedForward", "linear_1", "linear_3", "linear_2")
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:

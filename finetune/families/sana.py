@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.families import lean_attention
+from finetune.families import lean_attention, lean_gates
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, deterministic, tiled
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -97,6 +97,7 @@ class Sana:
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
         lean_attention.install(transformer.modules(), "SanaLinearAttnProcessor2_0", lean_attention.LinearAttention())
+        lean_gates.install_on_convolutions(transformer)
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
         transformer.train()
 

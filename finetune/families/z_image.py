@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.families import lean_attention, lean_norms
+from finetune.families import lean_attention, lean_gates, lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
 from finetune.families.image_encoding import count_parameters, kl_latents
 from finetune.families.licences import APACHE
@@ -85,6 +85,7 @@ class ZImage:
         lean_attention.install(transformer.modules(), "ZSingleStreamAttnProcessor", lean_attention.SingleStreamAttention())
         checkpoint_blocks([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers], checkpointed_blocks)
         lean_norms.install(transformer)
+        lean_gates.install(transformer, "FeedForward", "w1", "w3", "w2")
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
