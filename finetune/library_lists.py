@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 READS_MODELS = "transformers.utils.import_utils"
@@ -108,12 +108,9 @@ def _listed(distribution: importlib.metadata.Distribution, package: str) -> str:
 
 
 def _of_distributions(some: list[importlib.metadata.Distribution]) -> Mapping[str, list[str]]:
-    everything = importlib.metadata.distributions
-    importlib.metadata.distributions = lambda **wanted: iter(some)  # type: ignore[assignment]
-    try:
-        return _packages_distributions()
-    finally:
-        importlib.metadata.distributions = everything
+    """What the library's function answers when only these are installed; to others, who may ask at the same time, all are."""
+    names = {**vars(importlib.metadata), "distributions": lambda: iter(some)}
+    return FunctionType(_packages_distributions.__code__, names)()
 
 
 @contextmanager
