@@ -213,7 +213,12 @@ def defer_part(module: str) -> None:
     """Let `package.part.Name` be written where nobody has imported `package.part` yet; importing it puts the real one in place."""
     package, _, part = module.rpartition(".")
     if module not in sys.modules:
-        setattr(importlib.import_module(package), part, _LaterModule(module))
+        name_later(importlib.import_module(package), part, module)
+
+
+def name_later(holder: ModuleType, name: str, module: str) -> None:
+    """Let `name` in `holder` stand for a module that is loaded when something from it is used."""
+    setattr(holder, name, _LaterModule(module))
 
 
 @contextmanager

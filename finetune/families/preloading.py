@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from finetune.absent_libraries import absent
-from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, names_later, one_process_only
+from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, name_later, names_later, one_process_only
 from finetune.library_lists import distributions_when_asked, load_parts_by_name, models_read_once
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
 NEEDED_LATE = ("peft", "peft.helpers", "diffusers.schedulers.scheduling_utils")
-SAMPLERS = "diffusers.schedulers."
+SAMPLERS, QUANTISER = "diffusers.schedulers.", "bitsandbytes"
 # Packages that load everything in them where one thing is wanted.
 TAKEN_IN_PARTS = ("diffusers.models.transformers", "diffusers.models.autoencoders")
 # What peft and diffusers take names from, mostly to say that a model is none of these, and one that peft can do without: it
@@ -59,6 +59,17 @@ def _bring_scipy() -> None:
             module.scipy = scipy  # type: ignore[attr-defined]
 
 
+def _let_quantisers_be_found() -> None:
+    """Who asks peft or diffusers for quantised layers from here on gets them."""
+    of_peft, of_diffusers = importlib.import_module("peft.import_utils"), importlib.import_module("diffusers.utils.import_utils")
+    of_peft.is_bnb_available.cache_clear()
+    of_peft.is_bnb_4bit_available.cache_clear()
+    of_diffusers._bitsandbytes_available, of_diffusers._bitsandbytes_version = of_diffusers._is_package_available(QUANTISER)  # type: ignore[attr-defined]
+    layers = sys.modules.get("diffusers.quantizers.bitsandbytes.utils")
+    if layers is not None and not hasattr(layers, "bnb"):
+        name_later(layers, "bnb", QUANTISER)
+
+
 def import_libraries(base: Path) -> None:
     """What training on this base and drawing with it need. base: its folder. Whoever loads a base comes by here.
 
@@ -73,7 +84,7 @@ def import_libraries(base: Path) -> None:
 
 def _import_leanly(base: Path) -> None:
     with ExitStack() as without:
-        without.enter_context(absent("bitsandbytes", "scipy", WAITS_OTHERWISE))
+        without.enter_context(absent(QUANTISER, "scipy", WAITS_OTHERWISE))
         without.enter_context(models_read_once())
         without.enter_context(distributions_when_asked())
         if int(os.environ.get("WORLD_SIZE") or 1) == 1:
@@ -90,9 +101,7 @@ def _import_leanly(base: Path) -> None:
         for name in NEEDED_LATE:
             importlib.import_module(name)
         getattr(importlib.import_module("diffusers"), transformer_class(base) or "ModelMixin", None)
-    import_utils = importlib.import_module("peft.import_utils")
-    import_utils.is_bnb_available.cache_clear()
-    import_utils.is_bnb_4bit_available.cache_clear()
+    _let_quantisers_be_found()
 
 
 @contextmanager

@@ -56,7 +56,10 @@ bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_he
 import torch._dynamo
 compiler = [torch._dynamo.config.cache_size_limit > 0, hasattr(torch._dynamo, "OptimizedModule"), "eval_frame" in vars(sys.modules["torch._dynamo"])]
 optimizer.zero_grad()
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline
+from diffusers.quantizers.bitsandbytes import replace_with_bnb_linear
+quantised = replace_with_bnb_linear(torch.nn.Sequential(torch.nn.Linear(64, 64)), modules_to_not_convert=[], quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+assert type(quantised[0]).__name__ == "Linear4bit"
 print(json.dumps([before, isinstance(bert, tuners_utils.PreTrainedModel), isinstance(model, tuners_utils.PreTrainedModel), *compiler]))
 """
 
