@@ -1,14 +1,15 @@
-"""The noise levels of training have the shift with which the family's own pipeline draws a picture of that size."""
+"""The noise levels of training are those of the base's scheduler, and have the shift with which the family's own pipeline draws a picture of that size."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
-from finetune.objectives import FlowObjective, LossWeighting, resolution_shift
+from finetune.objectives import DDPMObjective, LossWeighting, resolution_shift
 from tests.families.battery import Specimen
 from tests.tiny_models.all import TINY
 
@@ -36,14 +37,16 @@ def shift_of_the_pipeline(specimen: Specimen, monkeypatch: pytest.MonkeyPatch) -
     return told["mu"] if config.time_shift_type == "linear" else math.exp(told["mu"])
 
 
-FLOW = [name for name in TINY if name not in ("hunyuan_dit", "pixart_sigma")]
-
-
-@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("name", TINY)
 def test_training_is_shifted_as_the_pipeline_draws(name, tmp_path, monkeypatch):
     specimen = Specimen(name, tmp_path)
     objective = specimen.family.objective(specimen.drawer, None, LossWeighting())
-    assert isinstance(objective, FlowObjective) and objective.sampling.kind == "logit_normal_shifted"
+    if isinstance(objective, DDPMObjective):
+        steps = diffusers.DDPMScheduler.from_config(specimen.drawer.scheduler.config)
+        assert torch.equal(objective.alphas_cumprod, steps.alphas_cumprod) and objective.prediction == steps.config.prediction_type
+        assert objective.sampling.kind == "uniform"
+        return
+    assert objective.sampling.kind == "logit_normal_shifted"
     median = objective.level(torch.tensor([0.5]), torch.zeros(1, *specimen.latent_shape)).sigma.item()
     if name.startswith("flux2"):  # the pipeline's own depends on the number of steps, which training does not have
         expected = resolution_shift(specimen.latent_shape[1] * specimen.latent_shape[2])
