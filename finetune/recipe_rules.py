@@ -28,6 +28,17 @@ def _not_an_expression(pattern: str) -> bool:
     return False
 
 
+def _unread(section: Section, key: str, is_read: bool) -> bool:
+    """Whether a setting has been given a value that nothing looks at."""
+    return not is_read and getattr(section, key) != type(section).model_fields[key].default
+
+
+def _density_rule(key: str, word: str, fix: str) -> Rule:
+    """`objective.<key>` belongs to the densities whose name has `word` in it."""
+    return Rule(f"objective.{key}", ("objective",), lambda objective: _unread(objective, key, word in objective.timesteps),
+                "is not read by the density that `objective.timesteps` names", f"{fix}, or leave objective.{key} out")
+
+
 RULES = (
     Rule("data.missing_caption", ("data",), lambda data: data.missing_caption == "trigger" and not data.trigger,
          'is "trigger", but there is no `data.trigger`', 'set data.trigger, or missing_caption = "empty"'),
@@ -47,6 +58,13 @@ RULES = (
          "adds to whole weights, and `base.hold` keeps them in 4 bits", "hold the base in int8, bf16 or streamed, or take the kind lora, dora or oft"),
     Rule("adapter.text_encoders", ("adapter",), lambda adapter: adapter.text_encoders and (adapter.kind not in ("lora", "rslora") or adapter.thinking_tokens > 0),
          "goes with the kinds lora and rslora and without thinking tokens", "set it to false, or change adapter.kind and adapter.thinking_tokens"),
+    Rule("training.lora_plus_ratio", ("training", "adapter"), lambda training, adapter: training.lora_plus_ratio != 1 and adapter.kind in ("loha", "lokr", "oft"),
+         "is about B matrices, and `adapter.kind` has none", "set it to 1, or take the kind lora, rslora, dora or pissa"),
+    _density_rule("shift", "shifted", 'set objective.timesteps to "logit_normal_shifted" or "shifted" ("auto" takes the base\'s own shift)'),
+    _density_rule("mean", "logit_normal", 'set objective.timesteps to "logit_normal" or "logit_normal_shifted"'),
+    _density_rule("std", "logit_normal", 'set objective.timesteps to "logit_normal" or "logit_normal_shifted"'),
+    Rule("objective.gamma", ("objective",), lambda objective: _unread(objective, "gamma", objective.weighting == "min_snr"),
+         'is not read while `objective.weighting` is "none"', 'set objective.weighting = "min_snr", or leave objective.gamma out'),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
          "is longer than the whole training", "lower it, or raise training.steps"),
     Rule("validation.folder", ("validation",), lambda validation: validation.folder is not None and validation.share > 0,

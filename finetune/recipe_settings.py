@@ -142,9 +142,9 @@ class ObjectiveSettings(Section):
 
     timesteps: Literal["auto", "uniform", "logit_normal", "shifted", "logit_normal_shifted"] = setting(
         "auto", "Density of the noise levels; auto is what the family's makers use.")
-    shift: float = setting(1.0, "More high noise above 1, more low noise below; for the shifted densities.", "", gt=0, le=100)
-    mean: float = setting(0.0, "Mean of the logit-normal density.", "", ge=-10, le=10)
-    std: float = setting(1.0, "Standard deviation of the logit-normal density.", "", gt=0, le=10)
+    shift: float = setting(1.0, "More high noise above 1, more low noise below; for the shifted densities (with auto, the shift is the base's own).", "", gt=0, le=100)
+    mean: float = setting(0.0, "Mean of the logit-normal densities.", "", ge=-10, le=10)
+    std: float = setting(1.0, "Standard deviation of the logit-normal densities.", "", gt=0, le=10)
     stratified: bool = setting(True, "Whether the noise levels of one step are spread evenly over the density, which makes gradients less noisy.")
     weighting: Literal["none", "min_snr"] = setting("none", "Weight of a sample's loss by its noise level.")
     noise_offset: float = setting(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,7 +42,12 @@ class StableDiffusion3:
     facts = FACTS
 
     def load(self, folder: Path, parts: frozenset[str], dtype: torch.dtype) -> Any:
-        return load_pipeline(folder, parts, dtype, image_encoder=None, feature_extractor=None)
+        pipeline = load_pipeline(folder, parts, dtype, image_encoder=None, feature_extractor=None)
+        if "text" in parts and "transformer" not in parts and pipeline.text_encoder_3 is None:
+            # In place of T5's states the pipeline puts zeros, and asks its transformer's configuration how wide they are.
+            config = json.loads((Path(folder) / "transformer" / "config.json").read_text(encoding="utf-8"))
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**config))
+        return pipeline
 
     def objective(self, pipeline: Any, sampling: TimestepSampling | None, weighting: LossWeighting) -> Objective:
         return scheduler_flow(pipeline.scheduler, sampling, weighting, patch=2)

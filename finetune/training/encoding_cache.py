@@ -104,7 +104,8 @@ class EncodingCache:
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write an entry whole or not at all. Raises TrainingError when the disk refuses."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # Copies: one tensor may stand under two names (the empty caption is its own negative), which safetensors refuses to write.
+        tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         content = save(tensors, metadata={"digest": _content_digest(tensors)})
         try:
             with whole_file(self.path(key)) as temporary:

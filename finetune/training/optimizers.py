@@ -46,7 +46,9 @@ def _adamw(parameters: Sequence[torch.nn.Parameter], learning_rate: float, weigh
 
 
 def _adafactor(parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.Adafactor(parameters, lr=learning_rate, weight_decay=weight_decay)
+    # Adafactor's steps are relative to the size of a tensor, at the least 1e-3 of the learning rate. LoRA's B starts at zero, and
+    # so would not leave it: here the rate is absolute, as it is for LoRA in kohya's sd-scripts (scale_parameter=False).
+    return torch.optim.Adafactor(parameters, lr=learning_rate, eps=(None, 1.0), weight_decay=weight_decay)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -69,6 +69,13 @@ class Specimen:
 
     def recorded_step(self, pipeline: Any, prompt: int) -> Step:
         """The second of two steps of the pipeline's own call with guidance off. At the first, sigma 1 hides mistakes."""
+        if self.name == "chroma":  # its own prompts come with an additive mask: a defect that our inputs avoid
+            noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(prompt))
+            return self.watched_step(pipeline, **self.family.pipeline_inputs(pipeline, [self.conditionings[prompt]], [self.empty], noise, 1.0))
+        return self.watched_step(pipeline, prompt=PROMPTS[prompt], generator=torch.Generator().manual_seed(prompt), **self.tiny.live)
+
+    def watched_step(self, pipeline: Any, **call: Any) -> Step:
+        """The second of two steps of this call of the pipeline."""
         steps: list[Step] = []
         plain = pipeline.scheduler.step
 
@@ -79,13 +86,8 @@ class Specimen:
 
         pipeline.scheduler.step = watched
         height, width = self.tiny.picture
-        settings = {"height": height, "width": width, "num_inference_steps": 2, "output_type": "latent"}
         try:
-            if self.name == "chroma":  # its own prompts come with an additive mask: a defect that our inputs avoid
-                noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(prompt))
-                pipeline(**settings, **self.family.pipeline_inputs(pipeline, [self.conditionings[prompt]], [self.empty], noise, 1.0))
-            else:
-                pipeline(prompt=PROMPTS[prompt], generator=torch.Generator().manual_seed(prompt), **(settings | self.tiny.live))
+            pipeline(**({"height": height, "width": width, "num_inference_steps": 2, "output_type": "latent"} | call))
         finally:
             pipeline.scheduler.step = plain
         return steps[1]

@@ -226,8 +226,8 @@ def test_pictures_are_drawn_without_encoders_and_independent_of_the_batch(specim
     assert (together[0] - together[1]).abs().max() > 1e-3
     picture = sampling.draw(specimen.family, specimen.drawer, requests[:1], encoded)[0]
     assert picture.size == (width, height)
-    wide = sampling.PictureRequest(PROMPTS[0], 0, height, 2 * width, steps=2, guidance=1.0)
-    assert sampling.draw(specimen.family, specimen.drawer, [wide], encoded)[0].size == (2 * width, height)
+    high = sampling.PictureRequest(PROMPTS[0], 0, width, height, steps=2, guidance=1.0)
+    assert sampling.draw(specimen.family, specimen.drawer, [high], encoded)[0].size == (height, width)
 
 
 def test_guidance_reaches_the_pipeline(specimen):

@@ -17,7 +17,7 @@ from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.adapters.loading_snippets import SnippetFacts, loading_snippet
 from finetune.families import registry, schedules
 from finetune.objectives import LossWeighting
-from tests.families.battery import PROMPTS, Specimen, close
+from tests.families.battery import PROMPTS, Specimen, close, stock_pipeline
 from tests.tiny_models import parts
 from tests.tiny_models.all import TINY
 
@@ -46,6 +46,16 @@ def test_chromas_pipeline_adds_its_mask_to_the_logits_and_ours_takes_padding_out
     together = chroma.predict(model, noisy, timestep, chroma.conditionings)  # the shorter caption is padded here
     alone = chroma.predict(model, noisy[:1], timestep[:1], chroma.conditionings[:1])
     assert close(together[:1].detach(), alone.detach(), 2e-6)
+
+
+def test_where_a_caption_leaves_no_padding_chromas_pipeline_predicts_what_we_do(chroma):
+    """From the same words, through the pipeline's own encoding: the mask is then the only thing in which the two differ."""
+    long = "a cat in the rain " * 40
+    conditioning, = chroma.family.encode_prompts(chroma.text, [long])
+    assert len(conditioning.tensors["t5"]) == 512
+    step = chroma.watched_step(stock_pipeline(chroma, chroma.tiny), prompt=long, generator=torch.Generator().manual_seed(0), **chroma.tiny.live)
+    found = chroma.predict(chroma.drawer.transformer, step.sample, torch.tensor([step.timestep]), [conditioning])
+    assert close(found.detach(), step.output)
 
 
 def test_hunyuan_video_15s_autoencoder_takes_one_picture_at_a_time():

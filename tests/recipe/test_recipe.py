@@ -158,6 +158,27 @@ def test_a_recipe_made_in_code_keeps_the_same_rules():
         load_recipe(MINI).training.steps = 3
 
 
+@pytest.mark.parametrize(("given", "key", "fix"), [
+    (["objective.shift=3.0"], "objective.shift", "logit_normal_shifted"),
+    (["objective.shift=3.0", "objective.timesteps=logit_normal"], "objective.shift", "logit_normal_shifted"),
+    (["objective.mean=0.5", "objective.timesteps=shifted"], "objective.mean", "logit_normal"),
+    (["objective.std=0.5"], "objective.std", "logit_normal"),
+    (["objective.gamma=1.0"], "objective.gamma", "min_snr"),
+    (["training.lora_plus_ratio=16.0", "adapter.kind=lokr"], "training.lora_plus_ratio", "dora"),
+])
+def test_a_setting_that_others_keep_from_being_read_is_refused_instead_of_ignored(given, key, fix):
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(MINI, given)
+    problem, = refusal.value.problems
+    assert key in problem.where and fix in problem.fix
+
+
+def test_settings_that_are_read_are_let_through():
+    load_recipe(MINI, ["objective.timesteps=logit_normal_shifted", "objective.shift=3.0", "objective.mean=0.5", "objective.std=0.5"])
+    load_recipe(MINI, ["objective.timesteps=shifted", "objective.shift=3.0", "objective.weighting=min_snr", "objective.gamma=1.0"])
+    load_recipe(MINI, ["objective.shift=1.0", "objective.gamma=5.0", "training.lora_plus_ratio=16.0", "adapter.kind=dora"])
+
+
 def test_things_that_are_no_recipe_files_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     for path, text in ((tmp_path, "a folder"), (tmp_path / "none.toml", "no such recipe"), (tmp_path / "pipe.toml", "regular file"), (Path("a\0b.toml"), "cannot be read")):

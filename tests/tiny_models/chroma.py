@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (32, 32)
+PICTURE = (32, 48)
 
 
 def build(seed: int = 0) -> diffusers.ChromaPipeline:

@@ -8,7 +8,7 @@ import transformers
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (32, 32)
+PICTURE = (32, 48)
 
 
 def build(seed: int = 0, *, inference_output: bool = False) -> diffusers.HiDreamImagePipeline:

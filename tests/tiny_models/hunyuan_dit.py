@@ -8,7 +8,7 @@ import transformers
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (64, 64)  # height, width in pixels: 4 x 4 image tokens
+PICTURE = (64, 96)  # height, width in pixels: 4 x 4 image tokens
 LIVE = {"guidance_scale": 1.0, "use_resolution_binning": False}
 
 

@@ -9,7 +9,7 @@ from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (64, 64)
+PICTURE = (64, 128)
 LIVE: dict = {}  # guidance lives in the guiders
 
 

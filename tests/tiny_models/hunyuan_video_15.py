@@ -9,7 +9,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (32, 32)
+PICTURE = (32, 48)
 
 
 LIVE = {"num_frames": 1}

@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (64, 64)
+PICTURE = (64, 96)
 
 
 def build(seed: int = 0) -> diffusers.Lumina2Pipeline:

@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (32, 32)
+PICTURE = (32, 48)
 
 
 LIVE = {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}

@@ -57,7 +57,8 @@ def gemma(length: int = 8192) -> transformers.GemmaTokenizer:
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581"])}
     for character in string.printable:
         vocabulary.setdefault(character, len(vocabulary))
-    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+    # As the released ones do: the empty caption is then one token and not none.
+    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=length, add_bos_token=True)
 
 
 def llama(length: int = 8192) -> transformers.LlamaTokenizer:

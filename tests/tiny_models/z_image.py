@@ -8,7 +8,7 @@ import transformers
 
 from tests.tiny_models import parts, tokenizers
 
-PICTURE = (32, 32)
+PICTURE = (32, 48)
 
 
 LIVE = {"guidance_scale": 0.0}

@@ -29,6 +29,14 @@ def test_an_entry_is_read_back_by_another_cache_with_its_dtypes(tmp_path):
     assert all(torch.equal(found[name], entry[name]) for name in entry)
 
 
+def test_a_tensor_under_two_names_is_written_under_both_and_stays_the_callers(tmp_path):
+    states, cache = torch.ones(2, 3), EncodingCache(tmp_path)
+    cache.put("ab" * 32, {"states": states, "negative": states})
+    states.zero_()
+    for found in (cache.get("ab" * 32), EncodingCache(tmp_path).get("ab" * 32)):
+        assert all(torch.equal(found[name], torch.ones(2, 3)) for name in ("states", "negative"))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not safetensors", None, "flip"])
 def test_a_damaged_entry_is_counted_once_and_can_be_made_again(tmp_path, content):
     key = key_of("x")

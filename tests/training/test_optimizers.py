@@ -44,6 +44,17 @@ def test_a_restored_state_goes_on_bit_for_bit(name):
     assert all(torch.equal(a, b) for a, b in zip(straight, broken, strict=True))
 
 
+@pytest.mark.parametrize("name", [name for name in ON_A_CPU if name != "adamw"])
+def test_at_the_same_rate_a_matrix_of_zeros_goes_as_far_as_with_adamw(name):
+    """LoRA's B starts there: an optimizer whose steps are relative to a tensor's size would leave it there."""
+    moved = {}
+    for each in ("adamw", name):
+        matrix = torch.nn.Parameter(torch.zeros(80, 64))
+        take_steps(build_optimizer(each, [matrix], 1e-4, 0.0), [matrix], 0, 50)
+        moved[each] = matrix.detach().square().mean().sqrt().item()
+    assert 0.3 < moved[name] / moved["adamw"] < 3
+
+
 def test_large_parameters_of_the_8_bit_optimizer_have_8_bit_moments():
     values = parameters()
     optimizer = build_optimizer("adamw8bit", values, 1e-2, 0.0)

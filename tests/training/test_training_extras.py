@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters.lora import lora_parameters
 from finetune.errors import BadInput, DataError, RunFolderError
+from finetune.training import looks
+from finetune.training.held_out_loss import held_out_loss
 from finetune.training.run import train
 from tests.tiny_models import hunyuan_dit
 from tests.training.small_job import Crash, CrashingProgress, small_recipe, write_pictures
@@ -118,6 +121,28 @@ def test_the_exported_adapter_is_the_moving_average_of_the_steps_and_says_so(fol
     assert "averaged with decay 0.5" in result.reasons["adapter"] and "averaged with decay 0.5" in (run / "report.html").read_text()
 
 
+def test_with_averaged_weights_it_is_the_average_that_is_measured_kept_as_the_best_and_exported(folder, monkeypatch):
+    measured = []
+
+    def watched(job):
+        measured.append({name: parameter.detach().clone() for name, parameter in lora_parameters(job.transformer)})
+        return held_out_loss(job)
+
+    monkeypatch.setattr(looks, "held_out_loss", watched)
+    # A rate at which the average is worth less at the end than before.
+    result = run_of(folder, "average, measured", training__ema_decay=0.5, training__learning_rate=0.1, training__checkpoint_every=1, training__keep_checkpoints=9, validation__share=0.34,
+                    validation__every=1, training__steps=6)
+    run, exported = folder / "average, measured", tensors_of(result)
+    averages = [kept_of(run, "average", step) for step in range(1, 7)]
+    assert len(measured) == 7
+    for seen, average in zip(measured[1:], averages, strict=True):
+        assert seen.keys() == average.keys() and all(torch.equal(seen[name], average[name]) for name in average)
+    best = averages[result.exported_step - 1]
+    assert all(torch.equal(exported[f"transformer.{name}"], best[name]) for name in best)
+    assert any(not torch.equal(exported[f"transformer.{name}"], tensor) for name, tensor in kept_of(run, "parameter", result.exported_step).items())
+    assert result.exported_step < 6
+
+
 def test_held_out_pictures_are_named_and_never_trained(folder):
     progress = Listening()
     result = run_of(folder, "held", progress, validation__share=0.34, validation__every=1, validation__keep_best=False, training__learning_rate=0.2, training__steps=2)
@@ -195,6 +220,8 @@ def test_noise_cannot_be_measured_with_one_micro_batch(folder):
 LAUNCHED = """
 import json, sys
 from pathlib import Path
+from finetune.training import looks
+from finetune.training.held_out_loss import held_out_loss
 from finetune.training.run import train
 from tests.training.small_job import small_recipe
 train(small_recipe(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[5])), Path(sys.argv[3]), cache_folder=Path(sys.argv[4]))
