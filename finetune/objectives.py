@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -25,10 +25,12 @@ class NoiseLevel:
 
     sigma: (B,) noise fraction in [0, 1] (flow matching; for DDPM sqrt(1 - alpha_bar)).
     timestep: (B,) on the 0..1000 axis that models are told (1000 * sigma for flow, the integer index for DDPM).
+    guidance: scale of the guidance that guidance-distilled models are told beside it; others are told none.
     """
 
     sigma: Tensor
     timestep: Tensor
+    guidance: float = 1.0
 
 
 class Objective(Protocol):
@@ -167,16 +169,18 @@ class FlowObjective:
     """Rectified flow (Liu et al. 2022): x_s = (1 - s) x0 + s noise, velocity = noise - x0.
 
     dynamic_shift: where a family shifts by resolution, a function of the latents' shape; else None.
+    guidance: scale that a guidance-distilled model is told.
     """
 
     sampling: TimestepSampling = field(default_factory=TimestepSampling)
     weighting: LossWeighting = field(default_factory=LossWeighting)
     dynamic_shift: Callable[[torch.Size], float] | None = None
+    guidance: float = 1.0
 
     def level(self, uniform: Tensor, latents: Tensor) -> NoiseLevel:
         shift = self.dynamic_shift(latents.shape) if self.dynamic_shift else None
         sigma = self.sampling(uniform, shift).clamp(1e-4, 1.0)
-        return NoiseLevel(sigma=sigma, timestep=sigma * 1000)
+        return NoiseLevel(sigma=sigma, timestep=sigma * 1000, guidance=self.guidance)
 
     def add_noise(self, latents: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         sigma = _per_sample(level.sigma, latents)
@@ -199,6 +203,11 @@ def refuse_noise_offset(objective: Objective) -> None:
     if isinstance(objective, FlowObjective):
         raise BadInput("a noise offset does not go with this base: it is a flow matching model, which learns from pure noise as it is", where="objective.noise_offset",
                        fix="set objective.noise_offset = 0; for more weight on the highest noise, raise objective.shift")
+
+
+def with_guidance(objective: Objective, guidance: float) -> Objective:
+    """The objective that tells the model this scale of guidance. Only flow matching models are guidance-distilled."""
+    return replace(objective, guidance=guidance) if isinstance(objective, FlowObjective) else objective
 
 
 def resolution_shift(tokens: int, base_tokens: int = 256, max_tokens: int = 4096, base_shift: float = 0.5, max_shift: float = 1.15) -> float:

@@ -1,7 +1,7 @@
 """Flux.1 dev and schnell (black-forest-labs): packed tokens, rectified flow, CLIP pooled and T5 states.
 
-dev is guidance-distilled: it is trained with guidance 1 embedded, which leaves its behaviour at higher values more
-intact (ai-toolkit and musubi-tuner do the same). schnell embeds none and is few-step distilled: LoRA harms that.
+dev is guidance-distilled: told guidance 1 in training, as `objective.guidance` is where nobody says otherwise, it keeps its behaviour at higher
+values more intact (ai-toolkit and musubi-tuner do the same; the script of diffusers tells it 3.5). schnell embeds none and is few-step distilled: LoRA harms that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from finetune.families.schedules import scheduler_flow
 from finetune.families.text_encoding import CLIP_ATTENTION, count_tokens, keep, stack
 from finetune.objectives import LossWeighting, NoiseLevel, Objective, TimestepSampling
 
-TRAINING_GUIDANCE = 1.0
 ATTENTION = r"(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)"
 TARGETS = {"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|{FEED_FORWARD})"}
@@ -81,7 +80,7 @@ class Flux:
         model = getattr(transformer, "module", transformer)
         dtype, device, (height, width) = compute_dtype(model), noisy.device, noisy.shape[-2:]
         states = stack(conditionings, "t5", device, dtype)
-        guidance = torch.full((len(noisy),), TRAINING_GUIDANCE, device=device) if model.config.guidance_embeds else None
+        guidance = torch.full((len(noisy),), level.guidance, device=device) if model.config.guidance_embeds else None
         output = transformer(
             hidden_states=pack(noisy).to(dtype), encoder_hidden_states=states, pooled_projections=stack(conditionings, "pooled", device, dtype),
             timestep=level.timestep.to(device, torch.float32) / 1000, guidance=guidance, img_ids=grid_ids(height // 2, width // 2, 3, device),
@@ -113,7 +112,8 @@ class Flux:
 
 def _facts(name: str, licence: LicenceTerms) -> FamilyFacts:
     return FamilyFacts(name=name, pipeline_classes=("FluxPipeline",), size_multiple=16, resolution=1024, targets=TARGETS, licence=licence,
-                       never_quantise=NEVER_QUANTISE, text_stream=TextStream(states="t5", mask=None, placement="append"), trainable_encoders={"text_encoder": CLIP_ATTENTION})
+                       never_quantise=NEVER_QUANTISE, text_stream=TextStream(states="t5", mask=None, placement="append"), trainable_encoders={"text_encoder": CLIP_ATTENTION},
+                       told_guidance=True)
 
 
 DEV = Flux(_facts("flux_dev", NON_COMMERCIAL), text_length=512)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from finetune.families import lean_gates
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.flux import TRAINING_GUIDANCE
 from finetune.families.image_encoding import count_parameters, deterministic, tiled
 from finetune.families.loading import compute_dtype, load_pipeline
 from finetune.families.packing import flatten_grid, fold_patches, grid_ids, unflatten_grid
@@ -68,7 +67,7 @@ class Flux2:
         states = stack(conditionings, "states", device, dtype)
         text_ids = torch.zeros(states.shape[1], 4, device=device)
         text_ids[:, 3] = torch.arange(states.shape[1], device=device)
-        guidance = torch.full((len(noisy),), TRAINING_GUIDANCE, device=device) if model.config.guidance_embeds else None
+        guidance = torch.full((len(noisy),), level.guidance, device=device) if model.config.guidance_embeds else None
         output = transformer(
             hidden_states=flatten_grid(noisy).to(dtype), encoder_hidden_states=states, timestep=level.timestep.to(device, torch.float32) / 1000,
             guidance=guidance, img_ids=grid_ids(height, width, 4, device), txt_ids=text_ids, return_dict=False)[0]
@@ -110,7 +109,7 @@ def _facts(name: str, pipeline_class: str, licence: LicenceTerms) -> FamilyFacts
         name=name, pipeline_classes=(pipeline_class,), size_multiple=16, resolution=1024, licence=licence,
         targets={"attention": ATTENTION, "attention_ff": rf"({ATTENTION}|transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out))"},
         never_quantise=("time_guidance_embed", "*_modulation*", "x_embedder", "context_embedder", "norm_out", "proj_out"),
-        text_stream=TextStream(states="states", mask=None, placement="append"))
+        text_stream=TextStream(states="states", mask=None, placement="append"), told_guidance=True)
 
 
 DEV = Flux2(_facts("flux2_dev", "Flux2Pipeline", NON_COMMERCIAL), with_negatives=False)

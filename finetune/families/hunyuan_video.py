@@ -1,6 +1,6 @@
 """HunyuanVideo with one frame (Tencent): pictures as videos of length one; Llama states with a mask and CLIP pooled.
 
-Its embedded guidance is told 1000 times the scale, unlike Flux's. Trained with 1, as diffusion-pipe does.
+Its embedded guidance is told 1000 times the scale, unlike Flux's. Trained with 1 where nobody says otherwise, as diffusion-pipe does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.families import lean_norms
 from finetune.families.checkpointing import checkpoint_blocks
-from finetune.families.flux import TARGETS, TRAINING_GUIDANCE
+from finetune.families.flux import TARGETS
 from finetune.families.image_encoding import count_parameters, one_frame_latents
 from finetune.families.licences import tencent
 from finetune.families.loading import compute_dtype, load_pipeline
@@ -28,7 +28,7 @@ FACTS = FamilyFacts(
     name="hunyuan_video", pipeline_classes=("HunyuanVideoPipeline",), size_multiple=16, resolution=960, targets=TARGETS,
     licence=tencent("https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE", 2024, "European Union, United Kingdom, South Korea"),
     never_quantise=("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
-    text_stream=TextStream(states="states", mask=None, placement="append"))
+    text_stream=TextStream(states="states", mask=None, placement="append"), told_guidance=True)
 
 
 class HunyuanVideo:
@@ -62,7 +62,7 @@ class HunyuanVideo:
         model = getattr(transformer, "module", transformer)
         dtype, device = compute_dtype(model), noisy.device
         states, mask = stack_padded(conditionings, "states", device, dtype)
-        guidance = torch.full((len(noisy),), 1000 * TRAINING_GUIDANCE, device=device) if model.config.guidance_embeds else None
+        guidance = torch.full((len(noisy),), 1000 * level.guidance, device=device) if model.config.guidance_embeds else None
         return transformer(
             hidden_states=noisy.unsqueeze(2).to(dtype), timestep=level.timestep.to(device, torch.float32), encoder_hidden_states=states,
             encoder_attention_mask=mask.long(), pooled_projections=stack(conditionings, "pooled", device, dtype), guidance=guidance,

@@ -75,6 +75,7 @@ class FamilyFacts:
     text_stream: where thinking tokens go, or None where the family takes none.
     trainable_encoders: text encoder -> expression over its layers that take LoRA, where the pipeline's own loader reads
     LoRA for it; such a family also has `encode_live`.
+    told_guidance: whether `predict` tells the model `level.guidance` where its configuration says `guidance_embeds`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class FamilyFacts:
     text_stream: TextStream | None = None
     trainable_encoders: Mapping[str, str] = field(default_factory=dict)
     limits: Callable[[Mapping[str, Any]], PictureLimits] | None = None
+    told_guidance: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
@@ -100,6 +101,8 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         check_trainable(base.family)
     if recipe.objective.noise_offset:
         refuse_noise_offset(base.family.objective(base.family.load(base.folder, frozenset(), torch.float32), None, LossWeighting()))
+    if recipe.objective.guidance != 1:
+        require_told_guidance(base)
     base_dtype = choose_base_dtype(recipe.base.dtype, precision)
     hold = choose_hold(recipe.base.hold, base_dtype, precision)
     check_suits(recipe.adapter.kind, hold, accelerator.device)
@@ -141,6 +144,14 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
     gc.collect()
     trim_heap()  # what the encoders took
     return Prepared(recipe, run, base, accelerator, base_dtype, training_set, encodings, samples, reasons, hold, cache_folder, sharding=sharding)
+
+
+def require_told_guidance(base: BaseModel) -> None:
+    """Raise BadInput for a base that is told no guidance: `objective.guidance` would change nothing."""
+    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    if not (base.family.facts.told_guidance and config.get("guidance_embeds")):
+        raise BadInput("this base is not guidance-distilled, so that it is told no guidance", where="objective.guidance",
+                       fix="leave it out; the guidance of the samples is samples.guidance")
 
 
 def _data_summary(training_set: TrainingSet, recipe: Recipe) -> dict[str, Any]:

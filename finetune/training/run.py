@@ -15,7 +15,7 @@ from data_tools.progress import Progress
 from data_tools.scan import LeftOut
 from finetune.errors import RunFolderError
 from finetune.families.mapped_pages import trim_heap
-from finetune.objectives import LossWeighting, TimestepSampling
+from finetune.objectives import LossWeighting, TimestepSampling, with_guidance
 from finetune.recipe import Recipe
 from finetune.training.adapter_size import adapter_size
 from finetune.training.allocator import keep_freed_memory
@@ -171,9 +171,9 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
             save(prepared, pipeline.transformer, named, optimizer, step, state)
 
     looks = Looks(prepared, pipeline, state, watch_samples, progress)
-    sampling = _timestep_sampling(recipe)
+    objective = prepared.base.family.objective(pipeline, _timestep_sampling(recipe), LossWeighting(recipe.objective.weighting, recipe.objective.gamma))
     job = TrainingJob(
-        recipe, accelerator, prepared.base.family, prepared.base.family.objective(pipeline, sampling, LossWeighting(recipe.objective.weighting, recipe.objective.gamma)),
+        recipe, accelerator, prepared.base.family, with_guidance(objective, recipe.objective.guidance),
         pipeline.transformer, parameters, optimizer, prepared.training_set, prepared.encodings, _batch_order(recipe, prepared.training_set, accelerator.num_processes), run,
         looks.after_step, keep,
     )

@@ -176,3 +176,18 @@ def test_a_noise_offset_is_refused_for_a_flow_matching_base_before_anything_is_r
     with pytest.raises(BadInput, match="flow matching") as refusal:
         train(small_recipe(tmp_path / "base", tmp_path / "no pictures", objective__noise_offset=0.1), tmp_path / "run", cache_folder=tmp_path / "cache")
     assert refusal.value.where == "objective.noise_offset" and refusal.value.fix
+
+
+def test_the_scale_of_guidance_is_told_to_a_distilled_base_and_refused_for_others(tmp_path):
+    from tests.tiny_models import flux, sd3
+
+    pictures, first_losses = write_pictures(tmp_path / "pictures", 1), []
+    flux.build(guidance=True).save_pretrained(tmp_path / "flux")
+    for scale in (1.0, 3.5):
+        train(small_recipe(tmp_path / "flux", pictures, objective__guidance=scale, training__steps=1), tmp_path / f"run-{scale}", cache_folder=tmp_path / "cache")
+        first_losses.append(json.loads((tmp_path / f"run-{scale}" / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert first_losses[0] != first_losses[1]
+    sd3.build().save_pretrained(tmp_path / "sd3")
+    with pytest.raises(BadInput, match="not guidance-distilled") as refusal:
+        train(small_recipe(tmp_path / "sd3", tmp_path / "no pictures", objective__guidance=3.5), tmp_path / "run", cache_folder=tmp_path / "cache")
+    assert refusal.value.where == "objective.guidance" and refusal.value.fix
