@@ -91,7 +91,7 @@ def buckets(
     data = {
         "buckets": [{"width": row.bucket.width, "height": row.bucket.height, "pictures": row.pictures, "lost_pixels": row.lost_pixels, "mean_lost": row.lost, "worst_lost": row.worst_lost, "worst": row.worst.path, "padded": row.padded, "resolution": edge} for row, edge in rows],
         "resolution": results[0][0].resolution, "multiple": results[0][0].multiple, "optimal": all(result.optimal for result, _ in results), "pictures": len(found.records), "left_out": len(found.left_out), "chart": chart,
-        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded, "resolution": result.resolution} for result, _ in results for c in result.compared],
+        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded, "mean_size": c.size, "resolution": result.resolution} for result, _ in results for c in result.compared],
     }
     emit(data, [line for result, said in results for line in [said, *table(result), ""]][:-1] + ([f"{len(found.left_out)} pictures cannot be used; `brushwork data scan` lists them"] if found.left_out else []), json=json)
 
