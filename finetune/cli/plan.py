@@ -32,11 +32,17 @@ def plan(
     for note in wanted.notes:
         progress.say(note)
 
+    from finetune.training.byte_sizes import size_in_bytes
+    from finetune.training.early_checks import check_plan
+
+    most = None if fit is None else size_in_bytes(fit)
+    scans = check_plan(wanted.recipe, progress)
+
     from finetune.training.plan import plan as make_plan
     from finetune.training.plan_fit import changes as changed_settings, refusal
 
     fixed = {change.partition("=")[0].strip() for change in changes or []}
-    made = make_plan(wanted.recipe, fit=fit, fixed=fixed, processes=processes, progress=progress)
+    made = make_plan(wanted.recipe, fit=most, fixed=fixed, processes=processes, progress=progress, scans=scans)
     lines = _lines(made)
     if made.savings and made.fits:
         lines.append("train so with: " + " ".join(f"--set {change}" for change in changed_settings(made)))
@@ -49,7 +55,7 @@ def plan(
 
 
 def _lines(made: Plan) -> list[str]:
-    from finetune.training.plan_fit import size_text
+    from finetune.training.byte_sizes import size_text
 
     parts, busiest = made.peak_parts_bytes, max(made.phases_bytes, key=made.phases_bytes.get)
     width = max(map(len, parts))

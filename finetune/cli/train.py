@@ -38,12 +38,17 @@ def train(
         progress.say(note)
     progress.say(f"run folder: {run}")
 
+    from finetune.training.early_checks import check_run
+    from finetune.training.run_folder import RunFolder
+
+    scans = check_run(wanted.recipe, RunFolder(run), resume, accept_change or (), progress)
+
     from finetune.evaluation.validation import RunValidator
     from finetune.training.run import train as train_adapter
 
     samples = wanted.recipe.samples
     watch = RunValidator(stops=samples.stop_on_copies, most_drift=samples.most_drift) if samples.every else None
-    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch)
+    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch, scans=scans)
     if result is not None:
         emit(result_data(result), result_lines(result), json=json)
 

@@ -15,6 +15,8 @@ from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_extras, plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
+from finetune.training.byte_sizes import size_in_bytes
+from finetune.training.data_sources import FolderScans
 from finetune.training.encoding_cache import MEMORY_BYTES, default_cache_folder
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
@@ -28,7 +30,6 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adaf
 # Freed memory that the allocator keeps between the parts of a step, as a share of the activations. A CPU's heap is asked
 # itself (`plan_allocator`); a formula knows nothing of it; a GPU's allocator rounds sizes, and was not measured.
 FRAGMENTS = {"cpu": 0.0, "formula": 1.0, "cuda": 0.1}
-GIB = 1 << 30
 # Wall seconds for one of work above which a plan says that it was made on a busy machine.
 BUSY = 1.3
 
@@ -185,18 +186,19 @@ def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
     return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
 
 
-def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, cache_folder: Path | None = None, progress: Progress | None = None) -> Plan:
+def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, cache_folder: Path | None = None, progress: Progress | None = None,
+         scans: FolderScans | None = None) -> Plan:
     """What this recipe needs on this machine, without encoding what the cache holds already. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
     fixed: settings, as "section.key", that are not to be changed for that.  processes: between which the base is divided, as
     recipes/accelerate/fsdp.yaml does it; memory is then that of one.  cache_folder: of the encodings, beside which traces are kept;
-    None: the user's.
+    None: the user's.  scans: what was seen of the pictures' folders already.
 
     Raises BaseModelError, DataError, AdapterError and BadInput as training would.
     """
-    from finetune.training.plan_fit import fitted, size_in_bytes
+    from finetune.training.plan_fit import fitted
 
     sharding = Sharding(processes, reshard_after_forward=True, offload=False) if processes > 1 else None
-    ground = survey(recipe, progress=progress, sharding=sharding, kept_in=cache_folder or default_cache_folder())
+    ground = survey(recipe, progress=progress, sharding=sharding, kept_in=cache_folder or default_cache_folder(), scans=scans)
     if sharding is not None:
         check_divisible(resolved_hold(recipe, ground.device))
     if fit is not None:

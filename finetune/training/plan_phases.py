@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.families.loading import component_class, component_slots, part_of, read_model_index
+from finetune.families.loading import component_class
 from finetune.families.mapped_pages import trim_heap
+from finetune.families.model_index import component_slots, part_of, read_model_index
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training.placement import QUANTISED, Hold

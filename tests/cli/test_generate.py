@@ -162,6 +162,6 @@ def test_reading_adapters_weights_and_sizes(tmp_path):
     assert [each.weights for each in both] == [(0.5, 1.0), (1.0,), (1.0,)]
     assert len(weight_sets(both)) == 2 and weight_sets([]) == [{}]
     assert parse_seeds(["1,3", "3-5"]) == [1, 3, 4, 5]
-    assert parse_size("80x48", 64) == (48, 80) and parse_size("64", 8) == (64, 64) and parse_size(None, 64) == (64, 64)
+    assert parse_size("80x48") == (48, 80) and parse_size("64") == (64, 64) and parse_size(None) is None
     with pytest.raises(BadInput, match="weights"):
         parse_adapters([f"{run}:1,,2"])
