@@ -56,7 +56,7 @@ def scan(
     limits = limits_of(seconds=max_seconds, pixels=max_pixels, file_bytes=max_bytes, min_side=min_side)
     found = scanned(source, layout, image_root, workers, fresh, progress_for(quiet), limits)
     moved = move_aside(found.left_out, source_folder(source), quarantine) if quarantine else []
-    data, lines = print_scan(found, source)
+    data, lines = print_scan(found, source, notes_said=not quiet)
     data |= {"moved": [{"from": str(a), "to": str(b)} for a, b in moved], "restored": [str(path) for path in restored]}
     lines += [f"moved {len(moved)} of them to {shown_name(quarantine)}"] if quarantine else []
     lines += [f"brought {len(restored)} files back"] if bring_back else []

@@ -35,6 +35,12 @@ def test_scan_counts_and_lists(folder, capfd):
     assert code == 0 and "left out:" in out and "5 usable" in out
 
 
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_scan_says_once_how_the_folder_was_understood(folder, capfd, options):
+    code, out, err = run(capfd, "scan", folder, *options)
+    assert code == 0 and (out + err).count("layout: ") == 1
+
+
 def test_quarantine_and_back(folder, tmp_path, capfd):
     (folder / "bad.jpg").write_bytes(b"")
     assert len(data(capfd, "scan", folder, "--quarantine", tmp_path / "aside")["moved"]) == 1
