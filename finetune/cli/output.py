@@ -30,6 +30,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors 
 
 # How long a process of several waits for the launcher to end it, when all have the same error.
 SECONDS_TO_BE_ENDED = 20.0
+INTERRUPTED = 130
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -125,15 +126,16 @@ def run(command: Callable[[], Any], *, json: bool) -> int:
 
 def _outcome(command: Callable[[], Any], json: bool) -> int:
     try:
-        return command() or 0
+        code = command() or 0
+        # What typer makes of a Ctrl-C.
+        return _interrupted(json) if code == INTERRUPTED else code
     except BrushworkError as error:
         report(error, json=json, alike=error.exit_code != 1)
         return error.exit_code
     except typer.Exit:
         raise
     except (KeyboardInterrupt, typer.Abort):
-        report(BrushworkError("interrupted"), json=json, alike=True)
-        return 130
+        return _interrupted(json)
     except BrokenPipeError:
         _drop_the_rest(sys.stdout)
         return 1
@@ -155,6 +157,11 @@ def _outcome(command: Callable[[], Any], json: bool) -> int:
         code = re.search(r"\(os error (\d+)\)", str(error))
         report(system_error(OSError(int(code[1]), os.strerror(int(code[1])))) if code else defect(error), json=json)
         return 1
+
+
+def _interrupted(json: bool) -> int:
+    report(BrushworkError("interrupted"), json=json, alike=True)
+    return INTERRUPTED
 
 
 def _is_said_by_another() -> bool:
