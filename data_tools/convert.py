@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.atomic_files import flush_folder
-from data_tools.errors import DataError
+from data_tools.atomic_files import OUT_OF_SPACE, flush_folder
+from data_tools.errors import BrushworkError, DataError
 from data_tools.layouts import container_writers, writers
 from data_tools.layouts.writers import Writer, named
 from data_tools.progress import Progress
@@ -62,7 +63,15 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
         os.replace(partial, target)
         flush_folder(target.parent)
     except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", where=shown_name(error.filename or target), fix=f"{shutil.disk_usage(target.parent).free:,} bytes are free there") from None
+        raise _refused(error, target) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Converted(target, to, len(records), target / OPENED_AT.get(to, "."), tuple(lost))
+
+
+def _refused(error: OSError, target: Path) -> BrushworkError:
+    """What the system's refusal means. A full disk is named by what was to be written, whatever file was being read for it."""
+    reason = error.strerror or str(error)
+    if error.errno in OUT_OF_SPACE or f"errno {errno.ENOSPC}" in reason:
+        return BrushworkError(f"cannot write: {reason}", where=shown_name(target), fix="free some space or name another place; nothing of it was kept")
+    return DataError(f"cannot write: {reason}", where=shown_name(error.filename or target), fix="look whether the pictures are still there and may be read, or name another place")

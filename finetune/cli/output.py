@@ -6,7 +6,6 @@ Every verb ends with one `emit(data, lines, json=json)`. With --json the data is
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json as json_format
 import os
@@ -21,6 +20,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from data_tools import progress
+from data_tools.atomic_files import OUT_OF_SPACE
 from data_tools.errors import BrushworkError
 from data_tools.records import shown_line, shown_text
 from finetune import __version__
@@ -31,7 +31,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors 
 # How long a process of several waits for the launcher to end it, when all have the same error.
 SECONDS_TO_BE_ENDED = 20.0
 INTERRUPTED = 130
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command_group(meaning: str) -> typer.Typer:
