@@ -63,15 +63,17 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
         os.replace(partial, target)
         flush_folder(target.parent)
     except OSError as error:
-        raise _refused(error, target) from None
+        raise _refused(error, target, partial) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Converted(target, to, len(records), target / OPENED_AT.get(to, "."), tuple(lost))
 
 
-def _refused(error: OSError, target: Path) -> BrushworkError:
-    """What the system's refusal means. A full disk is named by what was to be written, whatever file was being read for it."""
+def _refused(error: OSError, target: Path, partial: Path) -> BrushworkError:
+    """What the system's refusal means. A full disk is named by what was to be written, whatever file was being read for it.
+    partial: where the set is while it is written, which the user does not know of."""
+    at = target if error.filename is None or Path(error.filename).is_relative_to(partial) else Path(error.filename)
     reason = error.strerror or str(error)
     if error.errno in OUT_OF_SPACE or f"errno {errno.ENOSPC}" in reason:
         return BrushworkError(f"cannot write: {reason}", where=shown_name(target), fix="free some space or name another place; nothing of it was kept")
-    return DataError(f"cannot write: {reason}", where=shown_name(error.filename or target), fix="look whether the pictures are still there and may be read, or name another place")
+    return DataError(f"cannot write: {reason}", where=shown_name(at), fix="look whether the pictures are still there and may be read, or name another place")

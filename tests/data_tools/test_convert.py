@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import resource
@@ -104,6 +105,16 @@ def test_a_full_disk_is_named_by_what_was_to_be_written_and_nothing_stays(folder
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert full.value.exit_code == 1 and full.value.where == str(tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(folder, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", lambda path, *a, **k: refuse(path) if path.name.endswith(".partial") else None)
+    with pytest.raises(DataError, match="cannot write: Permission denied") as refusal:
+        convert(scan_folder(folder, workers=1).records, tmp_path / "out", "sidecars")
+    assert refusal.value.where == str(tmp_path / "out")
 
 
 def test_a_file_that_the_disk_does_not_take_is_named(tmp_path):
