@@ -127,7 +127,7 @@ def _buckets(records, base: str | None, resolution: int | None, multiple: int | 
 
 def duplicates(
     source: Source,
-    against: Annotated[list[str] | None, typer.Option("--against", help="A held-out set; pictures of SOURCE that it shows too are named. Can be given several times.")] = None,
+    against: Annotated[list[str] | None, typer.Option("--against", help="A held-out set; pictures of FOLDER that it shows too are named. Can be given several times.")] = None,
     distance: Annotated[int, typer.Option("--distance", min=0, max=16, help="Bits of 64 in which the perceptual hashes of two pictures may differ.")] = 8,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Find left-right mirrored copies too.")] = False,
     embeddings: Annotated[str | None, typer.Option("--embeddings", help="Also compare by a vision model (CLIP, SigLIP, DINOv2): a folder or Hub id.")] = None,
