@@ -48,8 +48,7 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
     Raises DataError when `target` exists and is not empty, when `to` is unknown, or when a picture changed under way.
     """
     target = Path(target)
-    if to not in WRITERS:
-        raise DataError(f"unknown layout {to!r}", fix=f"one of {', '.join(WRITERS)}")
+    check_layout(to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError("exists and is not an empty folder", where=shown_name(target), fix="name a new folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -67,6 +66,12 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Converted(target, to, len(records), target / OPENED_AT.get(to, "."), tuple(lost))
+
+
+def check_layout(to: str) -> None:
+    """Raises DataError for a layout that is not written."""
+    if to not in WRITERS:
+        raise DataError(f"unknown layout {to!r}", fix=f"one of {', '.join(WRITERS)}")
 
 
 def _refused(error: OSError, target: Path, partial: Path) -> BrushworkError:

@@ -78,6 +78,7 @@ def buckets(
 
     if chart and chart.suffix.lower() != ".svg":
         raise BadInput("a chart is an .svg file", where=f"--chart {chart}", fix="name it so")
+    _check_fit(fit)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
@@ -116,13 +117,18 @@ def _buckets(records, base: str | None, resolution: int | None, multiple: int | 
     from data_tools.errors import BadInput
     from finetune.cli.data_base import training_sizes
 
-    if fit not in ("crop", "pad"):
-        raise BadInput(f"--fit is {fit!r}", fix="crop or pad")
     sizes = training_sizes(base, resolution)
     multiple = multiple or sizes.multiple
     if sizes.resolution < multiple:
         raise BadInput(f"a resolution of {sizes.resolution} is under the multiple of {multiple}", fix="choose a larger --resolution")
     return report_buckets(records, resolution=sizes.resolution, multiple=multiple, most=most, upscale=upscale, fit=fit, batch_size=batch_size, longest=sizes.longest), sizes.said
+
+
+def _check_fit(fit: str) -> None:
+    from data_tools.errors import BadInput
+
+    if fit not in ("crop", "pad"):
+        raise BadInput(f"--fit is {fit!r}", fix="crop or pad")
 
 
 def duplicates(
@@ -139,13 +145,14 @@ def duplicates(
     """Pictures that are the same or nearly so, and held-out ones that training has seen."""
     from dataclasses import replace
 
-    from data_tools.contact_sheets import write_sheet
+    from data_tools.contact_sheets import check_sheet_name, write_sheet
     from data_tools.duplicates import find_duplicates
     from data_tools.picture_folder_guard import require_outside
     from data_tools.quarantine import move_aside
     from data_tools.records import LeftOut
 
     if sheet:
+        check_sheet_name(sheet)
         require_outside(sheet, Path(source), "the contact sheet")
     progress = progress_for(quiet)
     records = scanned(source, layout, image_root, workers, fresh, progress).records
@@ -190,11 +197,13 @@ def convert(
     layout: Layout = "auto", image_root: ImageRoot = None, workers: Workers = None, fresh: Fresh = False, json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Write the usable pictures with their captions in the layout that another tool reads."""
+    from data_tools.convert import check_layout
     from data_tools.convert import convert as write
     from data_tools.picture_folder_guard import require_outside
     from data_tools.records import shown_name
     from data_tools.scan import require_usable
 
+    check_layout(to)
     require_outside(out, Path(source), "the converted set")
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
@@ -222,6 +231,7 @@ def report(
     from finetune.cli.data_base import text_limits
 
     require_report_place(out)
+    _check_fit(fit)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     chosen = _buckets(found.records, base, resolution, None, most, upscale, fit, batch_size)[0] if found.records else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_tools.errors import BadInput
 from finetune.cli.output import Json, Quiet, emit, progress_for
 from finetune.cli.run_arguments import Base, Changes, RecipeName, Target, Trigger, run_folder, wanted_recipe
 
@@ -30,6 +31,8 @@ def train(
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Train an adapter, load it back and prove it."""
+    if accept_change and not resume:
+        raise BadInput("nothing is resumed, so there is no change to accept", where="--accept-change", fix="add --resume, or leave it out")
     wanted = wanted_recipe(target, base, recipe, trigger, changes)
     run = run_folder(wanted, out, resume)
     is_main = os.environ.get("RANK", "0") == "0"

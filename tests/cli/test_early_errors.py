@@ -55,6 +55,7 @@ def folder(tmp_path_factory):
     ("train run --resume", "the run is complete: 6 steps are done"),
     ("train run --resume --set training.steps=4", "training.steps is 4, and this run has done 6 steps already"),
     ("train run --resume --set training.seed=4", "started with other settings: training.seed"),
+    ("train photos --base mini --accept-change data", "there is no change to accept"),
     ("generate --base minni --prompt x", "there is no base called minni"),
     ("generate --base mini --prompt x --size wide", "not a size"),
     ("evaluate compare --base minni --prompts prompts.txt", "there is no base called minni"),

@@ -127,6 +127,12 @@ def test_what_cannot_be_drawn_is_refused(arguments, text, brushwork, tiny_base, 
     assert said.code == 2 and text in said.err and "hint: " in said.err
 
 
+def test_a_size_that_no_base_draws_is_refused_before_anything_is_loaded(brushwork, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "_encode", lambda *_, **__: pytest.fail("it encoded"))
+    said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--size", "65", "--out", tmp_path)
+    assert said.code == 2 and "multiples of" in said.err
+
+
 def test_what_was_drawn_when_somebody_interrupts_is_there(brushwork, tiny_base, adapter, tmp_path, monkeypatch):
     out, given, draw_batch = tmp_path / "pictures", ["--base", tiny_base, "-a", f"{adapter}:0,1", "-p", "sks, a cat", "--seed", "1,2", "--out"], sampling._draw_batch
     whole = {Path(each["path"]).name: Image.open(each["path"]).tobytes() for each in brushwork("generate", *given, out, "--json", *QUICK).data["pictures"]}
