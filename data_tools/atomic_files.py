@@ -17,6 +17,7 @@ def _umask() -> int:
 
 # Read once at import: changing the umask is process-wide and would race with threads later.
 FILE_MODE = 0o666 & ~_umask()
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def flush_folder(folder: Path) -> None:
@@ -46,8 +47,9 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, FILE_MODE)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) == str(temporary):
-            error.filename = str(path)  # what the user knows of
+        # The system names no file when a write fails, and else the temporary one, which the user does not know.
+        if error.errno in OUT_OF_SPACE and error.filename is None or error.filename is not None and os.fspath(error.filename) == str(temporary):
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_tools.buckets import Bucket, Placement, assign, choose_with_bound
+from data_tools.bucket_choice import choose_with_bound
+from data_tools.buckets import Bucket, Placement, assign
 from data_tools.records import ImageRecord
 
 # The ratios of the bucket list in diffusers' training examples.
@@ -30,7 +31,8 @@ class BucketRow:
 @dataclass(frozen=True)
 class ListCost:
     """What a list of buckets costs a folder. used: buckets that get a picture.  mean, high: mean and 95th percentile of the lost share.
-    padded: pictures that get a border because they are too small for every bucket."""
+    padded: pictures that get a border because they are too small for every bucket.  size: mean share of resolution x resolution pixels
+    that a picture's bucket has; a list of smaller sizes may lose less and show less."""
 
     name: str
     buckets: int
@@ -38,11 +40,12 @@ class ListCost:
     mean: float
     high: float
     padded: int
+    size: float
 
 
 @dataclass(frozen=True)
 class BucketReport:
-    """placements: one for each record, in order.  optimal: proven to be the best set over the candidates."""
+    """placements: one for each record, in order.  optimal: proven to be the best set of this many."""
 
     rows: tuple[BucketRow, ...]
     placements: tuple[Placement, ...]
@@ -81,16 +84,17 @@ def report_buckets(
         shares = [lost_share(p, record) for record, p in inside]
         worst = max(range(len(inside)), key=shares.__getitem__)
         rows.append(BucketRow(bucket, len(inside), sum(p.lost_pixels for _, p in inside), sum(shares) / len(shares), inside[worst][0], shares[worst], sum(p.padded for _, p in inside)))
-    own = _cost("this folder's own", buckets, records, upscale, fit, placements)
-    compared = [own] + [_cost(name, fixed, records, upscale, fit) for name, fixed in fixed_lists(resolution, multiple).items()]
+    compared = [_cost("this folder's own", buckets, records, placements, resolution)]
+    for name, fixed in fixed_lists(resolution, multiple).items():
+        compared.append(_cost(name, fixed, records, [assign(size, fixed, upscale=upscale, fit=fit) for size in sizes], resolution))
     return BucketReport(tuple(rows), tuple(placements), optimal, tuple(compared), resolution, multiple)
 
 
-def _cost(name: str, buckets: Sequence[Bucket], records: Sequence[ImageRecord], upscale: bool, fit: str, placements: Sequence[Placement] | None = None) -> ListCost:
-    placements = placements or [assign(record.size, buckets, upscale=upscale, fit=fit) for record in records]
+def _cost(name: str, buckets: Sequence[Bucket], records: Sequence[ImageRecord], placements: Sequence[Placement], resolution: int) -> ListCost:
     shares = sorted(lost_share(p, record) for p, record in zip(placements, records, strict=True))
     high = shares[min(len(shares) - 1, math.ceil(0.95 * len(shares)) - 1)]
-    return ListCost(name, len(buckets), len({p.bucket for p in placements}), sum(shares) / len(shares), high, sum(p.padded for p in placements))
+    size = sum(p.bucket.height * p.bucket.width for p in placements) / len(placements) / resolution**2
+    return ListCost(name, len(buckets), len({p.bucket for p in placements}), sum(shares) / len(shares), high, sum(p.padded for p in placements), size)
 
 
 def fixed_lists(resolution: int, multiple: int) -> dict[str, list[Bucket]]:
@@ -117,7 +121,8 @@ def table(report: BucketReport) -> list[str]:
     for row in report.rows:
         border = f"  ({row.padded} with a border: too small to fill it)" if row.padded else ""
         lines.append(f"{row.bucket!s:>11}  {row.pictures:>8}  {row.lost:>6.1%}  {row.worst_lost:>6.1%}  {row.worst.path.name}{border}")
-    lines += ["", f"{'list':<20} {'buckets':>7} {'used':>5} {'mean lost':>10} {'95 % lose at most':>18} {'with border':>12}"]
-    lines += [f"{c.name:<20} {c.buckets:>7} {c.used:>5} {c.mean:>10.2%} {c.high:>18.2%} {c.padded:>12}" for c in report.compared]
-    lines.append("the best set of this many there is" if report.optimal else "found by search, because small pictures may not be enlarged")
+    lines += ["", f"{'list':<20} {'buckets':>7} {'used':>5} {'mean lost':>10} {'95 % lose at most':>18} {'with border':>12} {'mean size':>10}"]
+    lines += [f"{c.name:<20} {c.buckets:>7} {c.used:>5} {c.mean:>10.2%} {c.high:>18.2%} {c.padded:>12} {c.size:>10.0%}" for c in report.compared]
+    lines.append("no other set of this many sizes, none longer than 4:1, keeps more: what is cropped counts, and sizes of under 90 % of the pixels"
+                 if report.optimal else "found by search: another set of this many sizes may keep a little more")
     return lines

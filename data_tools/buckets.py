@@ -1,14 +1,12 @@
-"""Training sizes for one folder: the set of at most N buckets that loses the fewest pixels, and how a picture is fitted.
+"""Training sizes: which there are for a resolution, how a picture is fitted to one, and what it loses there.
 
 Sizes are (height, width) everywhere. For a picture of ratio w/h = e^x in a bucket of ratio W/H = e^c, covering and
-cropping keeps exp(-|x - c|) of it. So buckets of one area are points on a line, and the best N of a finite list of
-candidates is found exactly by dynamic programming (the facility location problem on a line).
+cropping keeps exp(-|x - c|) of it, and a bucket with fewer pixels than there might be is worth less by some share.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +15,8 @@ import numpy as np
 Size = tuple[int, int]
 
 LARGEST_RATIO = 4.0  # candidates are at most four times as long as wide; longer pictures lose the rest
-LEAST_AREA = 0.9  # share of the pixel budget that a full-size candidate must use
+LEAST_AREA = 0.9  # share of the pixel budget from which a bucket counts as of full size
 SMALLER_COST = 0.01  # what a share of unused pixels costs beside the same share cropped away: it only decides near ties
-SEARCH_SMALLER_COST = 0.1  # the same while small pictures are given sizes of their own, where it is a real choice
-ENOUGH = 5e-4  # fewer buckets are taken when that costs less than this share of the pixels
-MOST_OWN_SIZES = 400  # sizes of small pictures that become candidates themselves
-MOST_SIZES_SEARCHED = 3000  # distinct sizes beyond which sizes are rounded before the search without upscaling
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -89,20 +83,16 @@ def assign(size: Size, buckets: Sequence[Bucket], *, upscale: bool = False, fit:
 def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, upscale: bool, smaller_cost: float = SMALLER_COST) -> np.ndarray:
     """Cost of each picture in each bucket, float64 [pictures, buckets].
 
-    Crop: 1 - exp(-|x - c|). Detail: a bucket much smaller than what the picture could fill (its own area or `budget`,
-    whichever is less) loses the difference; of two that are large enough the larger is a little better. Without `upscale`, a bucket the picture cannot cover costs 1 + its border.
+    Crop: exp(-|x - c|) is kept. Detail: a bucket much smaller than what the picture could fill (its own area or `budget`,
+    whichever is less) is worth less by the difference; of two that are large enough the larger is a little better. Without `upscale`, a bucket the picture cannot cover costs 1 + its border.
     """
     size = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     bucket = np.asarray([(b.height, b.width) for b in buckets], dtype=np.float64)
     area = size.prod(1)[:, None]
     x, c = np.log(size[:, 1] / size[:, 0])[:, None], np.log(bucket[:, 1] / bucket[:, 0])[None, :]
     kept = np.exp(-np.abs(x - c))
-    detail = np.minimum(1.0, bucket.prod(1)[None, :] / (LEAST_AREA * np.minimum(area, budget)))
-    if upscale:
-        area = np.full_like(area, budget)
-        detail = np.minimum(1.0, bucket.prod(1)[None, :] / (LEAST_AREA * area))
-    smaller = 1.0 - np.minimum(1.0, bucket.prod(1)[None, :] / np.minimum(area, budget))
-    cost = 1.0 - kept * detail + smaller_cost * smaller
+    could_fill = np.full_like(area, budget) if upscale else np.minimum(area, budget)
+    cost = 1.0 - kept * worth(bucket.prod(1)[None, :] / could_fill, smaller_cost)
     if upscale:
         return cost
     rows = np.minimum(size[:, :1], bucket[None, :, 0])
@@ -111,8 +101,13 @@ def losses(sizes: Sequence[Size], buckets: Sequence[Bucket], *, budget: int, ups
     return np.where(too_small, 2.0 - rows * columns / bucket.prod(1)[None, :], cost)
 
 
+def worth(share: np.ndarray, smaller_cost: float) -> np.ndarray:
+    """What a bucket is worth beside one of full size. share: of the pixels that a picture could fill."""
+    return np.minimum(1.0, share / LEAST_AREA) * (1.0 - smaller_cost * (1.0 - np.minimum(1.0, share)))
+
+
 def candidates(resolution: int, multiple: int, *, small: Sequence[Size] = (), longest: int | None = None) -> list[Bucket]:
-    """Every size with sides in `multiple` and about resolution x resolution pixels, ratio at most 4.
+    """Sizes with sides in `multiple` and about resolution x resolution pixels, ratio at most 4: one for each long side.
 
     longest: side that no size may exceed, at least `resolution`; None for none.
     small: sizes of pictures that must not be enlarged; for them also what each fills itself, and levels of half the area each.
@@ -147,142 +142,3 @@ def _level(area: int, multiple: int) -> list[Bucket]:
             found |= {Bucket(short, long), Bucket(long, short)}
     square = int(math.sqrt(area)) // multiple * multiple
     return sorted(found | {Bucket(square, square)})
-
-
-def choose_buckets(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False, longest: int | None = None) -> list[Bucket]:
-    """The at most `most` buckets that together lose the fewest pixels of pictures of these (height, width) sizes.
-
-    resolution: side of the square whose area is the budget, pixels.  multiple: what every side must divide by.  longest: as in `candidates`.
-    Exact when every picture covers its bucket (always with `upscale`); else see `choose_with_bound`.
-    """
-    return choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=most, upscale=upscale, longest=longest)[0]
-
-
-def choose_with_bound(sizes: Sequence[Size], *, resolution: int, multiple: int, most: int, upscale: bool = False,
-                      longest: int | None = None) -> tuple[list[Bucket], bool]:
-    """`choose_buckets`, and whether the result is proven to be the optimum over the candidates.
-
-    The line's optimum ignores that small pictures must not be enlarged. Where it enlarges none, nothing can be better;
-    else smaller buckets join the candidates and a deterministic swap search goes on from there.
-    """
-    if most < 1 or not len(sizes):
-        raise ValueError("choosing buckets needs at least one picture and room for one bucket")
-    counted = Counter((int(h), int(w)) for h, w in sizes)
-    full = candidates(resolution, multiple, longest=longest)
-    on_line = _best_on_line(counted, full, most)
-    budget = max(b.height * b.width for b in full)
-    distinct, weights = _rounded(counted)
-    if upscale or losses(distinct, on_line, budget=budget, upscale=False).min(1).max() < 1.0:
-        return on_line, True
-    every = candidates(resolution, multiple, small=_most_frequent(counted, MOST_OWN_SIZES), longest=longest)
-    return _swap_search(distinct, weights, every, on_line, budget, most), False
-
-
-def _best_on_line(counted: Counter, full: list[Bucket], most: int) -> list[Bucket]:
-    """Exact choice by ratio alone: the smallest number of buckets that is within `ENOUGH` of what `most` reach."""
-    by_ratio: dict[float, Bucket] = {}
-    for bucket in full:
-        ratio = bucket.width / bucket.height
-        if ratio not in by_ratio or bucket.height * bucket.width > by_ratio[ratio].height * by_ratio[ratio].width:
-            by_ratio[ratio] = bucket
-    line = [by_ratio[ratio] for ratio in sorted(by_ratio)]
-    points = np.sort(np.array([math.log(w / h) for h, w in counted]))
-    order = np.argsort([math.log(w / h) for h, w in counted], kind="stable")
-    weights = np.array(list(counted.values()), dtype=np.float64)[order]
-    positions = np.array([math.log(b.width / b.height) for b in line])
-    chosen_by_count, totals = _facilities(points, weights, positions, min(most, len(line)))
-    best = min(totals)
-    count = next(k for k, total in enumerate(totals) if total <= best + ENOUGH * weights.sum())
-    return sorted(line[i] for i in chosen_by_count[count])
-
-
-def _facilities(points: np.ndarray, weights: np.ndarray, positions: np.ndarray, most: int) -> tuple[list[list[int]], list[float]]:
-    """For k = 1..most: the k positions (sorted) of least total weighted 1 - exp(-distance), and that total."""
-    below = np.concatenate([[0.0], np.cumsum(weights)])
-    up = np.concatenate([[0.0], np.cumsum(weights * np.exp(points))])
-    down = np.concatenate([[0.0], np.cumsum(weights * np.exp(-points))])
-
-    def left_of(i: int, edge: np.ndarray) -> np.ndarray:  # cost at position i of the points from `edge` up to it
-        end = np.searchsorted(points, positions[i])
-        edge = np.minimum(edge, end)
-        return below[end] - below[edge] - math.exp(-positions[i]) * (up[end] - up[edge])
-
-    def right_of(edge: np.ndarray, start_at: np.ndarray) -> np.ndarray:  # cost of the points from each position up to `edge`
-        start = np.searchsorted(points, start_at)
-        edge = np.maximum(edge, start)
-        return below[edge] - below[start] - np.exp(start_at) * (down[edge] - down[start])
-
-    count, everything = len(positions), len(points)
-    between = np.full((count, count), np.inf)
-    for j in range(1, count):  # points between positions i < j each go to the nearer one
-        middle = np.searchsorted(points, (positions[:j] + positions[j]) / 2)
-        between[:j, j] = right_of(middle, positions[:j]) + left_of(j, middle)
-    cost = np.array([float(left_of(i, np.array(0))) for i in range(count)])
-    tail = right_of(np.full(count, everything), positions)
-    back: list[np.ndarray] = []
-    chosen, totals = [], []
-    for _ in range(most):
-        last = int(np.argmin(cost + tail))
-        totals.append(float((cost + tail)[last]))
-        path = [last]
-        for step in reversed(back):
-            path.append(int(step[path[-1]]))
-        chosen.append(path[::-1])
-        through = cost[:, None] + between
-        back.append(np.argmin(through, axis=0))
-        cost = through.min(axis=0)
-    return chosen, totals
-
-
-def _most_frequent(counted: Counter, most: int) -> list[Size]:
-    return [size for size, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:most]]
-
-
-def _rounded(counted: Counter) -> tuple[list[Size], np.ndarray]:
-    """The distinct sizes and how often each occurs; rounded down to coarser steps when there are too many to search."""
-    step = 1
-    grouped = dict(counted)
-    while len(grouped) > MOST_SIZES_SEARCHED:
-        step *= 2
-        grouped = {}
-        for (h, w), times in counted.items():
-            key = max(1, h // step * step), max(1, w // step * step)
-            grouped[key] = grouped.get(key, 0) + times
-    distinct = sorted(grouped)
-    return distinct, np.array([grouped[size] for size in distinct], dtype=np.float64)
-
-
-def _swap_search(sizes: list[Size], weights: np.ndarray, every: list[Bucket], start: list[Bucket], budget: int, most: int) -> list[Bucket]:
-    """Add the bucket that helps most until `most`, then swap one for another while that helps. No randomness."""
-    cost = losses(sizes, every, budget=budget, upscale=False, smaller_cost=SEARCH_SMALLER_COST) * weights[:, None]
-    index = {bucket: i for i, bucket in enumerate(every)}
-    worth = ENOUGH * weights.sum()
-    chosen: list[int] = []
-    current = np.full(len(sizes), np.inf)
-    while len(chosen) < most:
-        totals = np.minimum(cost, current[:, None]).sum(0)
-        best = int(np.argmin(totals))
-        if chosen and current.sum() - totals[best] <= worth:
-            break
-        chosen.append(best)
-        current = np.minimum(current, cost[:, best])
-    seeds = [chosen, [index[b] for b in start if b in index][:most]]
-    chosen = min((_swapped(cost, seed) for seed in seeds if seed), key=lambda c: cost[:, c].min(1).sum())
-    used = np.unique(np.asarray(chosen)[np.argmin(cost[:, chosen], axis=1)])
-    return [every[i] for i in used]
-
-
-def _swapped(cost: np.ndarray, chosen: list[int]) -> list[int]:
-    chosen = list(chosen)
-    total = cost[:, chosen].min(1).sum()
-    improved = True
-    while improved:
-        improved = False
-        for slot in range(len(chosen)):
-            others = chosen[:slot] + chosen[slot + 1 :]
-            rest = cost[:, others].min(1) if others else np.full(len(cost), np.inf)
-            totals = np.minimum(cost, rest[:, None]).sum(0)
-            best = int(np.argmin(totals))
-            if totals[best] < total - 1e-9:
-                chosen[slot], total, improved = best, totals[best], True
-    return chosen

@@ -20,10 +20,15 @@ PAPER, INK, LINE = "#f7f5f0", "#211d1a", "#e2dcd2"
 MOST_IN_A_ROW, MOST_ROWS = 8, 200
 
 
-def write_sheet(path: Path, groups: Sequence[Sequence[Path]], progress: Progress = Progress()) -> None:
-    """Draw the groups, at most 200 rows of 8, and write the sheet as PNG or JPEG by the name's ending."""
+def check_sheet_name(path: Path) -> None:
+    """Raises DataError for a file that is no picture by its name."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError("a contact sheet is a .png or .jpg file", where=shown_name(path))
+
+
+def write_sheet(path: Path, groups: Sequence[Sequence[Path]], progress: Progress = Progress()) -> None:
+    """Draw the groups, at most 200 rows of 8, and write the sheet as PNG or JPEG by the name's ending."""
+    check_sheet_name(path)
     rows = [list(group[:MOST_IN_A_ROW]) for group in groups[:MOST_ROWS]]
     columns = max((len(row) for row in rows), default=1)
     height = CELL + LABEL + GAP

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.atomic_files import flush_folder
-from data_tools.errors import DataError
+from data_tools.atomic_files import OUT_OF_SPACE, flush_folder
+from data_tools.errors import BrushworkError, DataError
 from data_tools.layouts import container_writers, writers
 from data_tools.layouts.writers import Writer, named
 from data_tools.progress import Progress
@@ -47,8 +48,7 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
     Raises DataError when `target` exists and is not empty, when `to` is unknown, or when a picture changed under way.
     """
     target = Path(target)
-    if to not in WRITERS:
-        raise DataError(f"unknown layout {to!r}", fix=f"one of {', '.join(WRITERS)}")
+    check_layout(to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError("exists and is not an empty folder", where=shown_name(target), fix="name a new folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -62,7 +62,23 @@ def convert(records: Sequence[ImageRecord], target: Path | str, to: str, *, prog
         os.replace(partial, target)
         flush_folder(target.parent)
     except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", where=shown_name(error.filename or target), fix=f"{shutil.disk_usage(target.parent).free:,} bytes are free there") from None
+        raise _refused(error, target, partial) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Converted(target, to, len(records), target / OPENED_AT.get(to, "."), tuple(lost))
+
+
+def check_layout(to: str) -> None:
+    """Raises DataError for a layout that is not written."""
+    if to not in WRITERS:
+        raise DataError(f"unknown layout {to!r}", fix=f"one of {', '.join(WRITERS)}")
+
+
+def _refused(error: OSError, target: Path, partial: Path) -> BrushworkError:
+    """What the system's refusal means. A full disk is named by what was to be written, whatever file was being read for it.
+    partial: where the set is while it is written, which the user does not know of."""
+    at = target if error.filename is None or Path(error.filename).is_relative_to(partial) else Path(error.filename)
+    reason = error.strerror or str(error)
+    if error.errno in OUT_OF_SPACE or f"errno {errno.ENOSPC}" in reason:
+        return BrushworkError(f"cannot write: {reason}", where=shown_name(target), fix="free some space or name another place; nothing of it was kept")
+    return DataError(f"cannot write: {reason}", where=shown_name(at), fix="look whether the pictures are still there and may be read, or name another place")

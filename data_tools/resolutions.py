@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_tools.buckets import Placement, Size, assign, candidates, choose_buckets
+from data_tools.bucket_choice import choose_buckets
+from data_tools.buckets import Placement, Size, assign, candidates
 
 
 def fills(size: Size, resolution: int, multiple: int, longest: int | None = None) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from data_tools.buckets import assign, choose_buckets
+from data_tools.bucket_choice import choose_buckets
+from data_tools.buckets import assign
 from data_tools.scan import scan_folder
 from finetune import mini_base
 from finetune.adapters.adapter_file import read_adapter, write_adapter

@@ -27,7 +27,8 @@ from finetune.adapters.attach import attach, detach
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.preference.best_of import gain_over_one, rank_pictures
 from finetune.preference.candidate_folder import CandidateFolder
-from finetune.preference.candidates import AdapterUse, CandidateSettings, Prompt, make_candidates, prompt_id
+from finetune.preference.candidate_requests import AdapterUse, Prompt, prompt_id
+from finetune.preference.candidates import CandidateSettings, make_candidates
 from finetune.preference.comparisons import Judgement
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.policy.finish import Finished, paired_interval

@@ -17,8 +17,9 @@ from data_tools.progress import Progress
 from finetune.adapters.attach import attach_together, check_strength, set_weights
 from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
+from finetune.families.picture_limits import picture_limits
 from finetune.offload import place_encoders, take_turns
-from finetune.sampling import PictureRequest, draw, encode_all, prompts_of
+from finetune.sampling import PictureRequest, check_request, draw, encode_all, prompts_of
 from finetune.thinking.tokens import ThinkingTokens, conditionings_with_tokens, tokens_of
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ def draw_from_files(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weig
     for weights in weight_sets:
         for name, weight in weights.items():
             check_strength(adapters[name].file.form, weight, str(adapters[name].path))
+    limits = picture_limits(base)
+    for request in requests:
+        check_request(base.family, request, limits)
     tokens = _thinking_tokens(base, adapters)
     rewritten, encoded = _encode(base, adapters, weight_sets, requests, rewrite, dtype, device, progress)
     with progress.phase("loading the model"):

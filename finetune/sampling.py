@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from finetune.families.protocol import Conditioning, ModelFamily
+    from finetune.families.protocol import Conditioning, ModelFamily, PictureLimits
 
 SETTINGS_KEY = "brushwork"
 
@@ -78,8 +78,10 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
     """
     limits = family.facts.limits(pipeline.transformer.config) if family.facts.limits else NO_LIMITS
     for request in requests:
-        _check(family, request, conditionings)
-        check_size(request.height, request.width, limits)
+        check_request(family, request, limits)
+        for text in (request.prompt, request.negative):
+            if text not in conditionings:
+                raise BadInput(f"the prompt {text!r} was not encoded", fix="encode every prompt and negative prompt first")
     drawn: list[Any] = [None] * len(requests)
     device = working_device(pipeline.transformer)
     was_training = pipeline.transformer.training
@@ -102,15 +104,14 @@ def draw(family: ModelFamily, pipeline: Any, requests: Sequence[PictureRequest],
     return drawn
 
 
-def _check(family: ModelFamily, request: PictureRequest, conditionings: Mapping[str, Conditioning]) -> None:
+def check_request(family: ModelFamily, request: PictureRequest, limits: PictureLimits) -> None:
+    """Raises BadInput for a size or a number of steps with which a base of this family cannot draw. limits: of the base."""
     multiple = family.facts.size_multiple
     if request.height % multiple or request.width % multiple or min(request.height, request.width) < multiple:
         raise BadInput(f"{request.width}x{request.height} cannot be drawn", fix=f"width and height must be multiples of {multiple}")
     if request.steps < 1:
         raise BadInput(f"{request.steps} denoising steps make no picture", fix="ask for at least 1")
-    for text in (request.prompt, request.negative):
-        if text not in conditionings:
-            raise BadInput(f"the prompt {text!r} was not encoded", fix="encode every prompt and negative prompt first")
+    check_size(request.height, request.width, limits)
 
 
 def _batches(family: ModelFamily, requests: Sequence[PictureRequest], conditionings: Mapping[str, Conditioning], size: int) -> Iterator[list[int]]:

@@ -13,6 +13,7 @@ import pytest
 
 from finetune.cli import _command
 from finetune.recipe_shelf import find_recipe, shelf
+from tests.benchmarks.reliability import TESTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md")
@@ -72,3 +73,16 @@ def test_the_bare_loop_runs(tmp_path):
                            cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert found.returncode == 0, found.stderr[-2000:]
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("promise", "tried"), [
+    ("passed over, and said so", "torn, zeroed, overgrown or missing checkpoint files"), ("every broken recipe", "broken recipes"),
+    ("bad pictures, captions, rows", "bad pictures, captions, rows, archives and layouts"), ("hostile adapter file", "broken, lying or hostile adapter files"),
+    ("faults of servers", "faults of servers (Hub, caption endpoint)"), ("one line, nothing lost", "bad input to the command"),
+])
+def test_the_counts_of_what_was_tried_are_those_of_the_tests(promise, tried):
+    row = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|") and promise in line)
+    listed = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", "--collect-only", "-qq", *TESTS[tried]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    count = sum(int(number) for number in re.findall(r"^\S+\.py: (\d+)$", listed, re.MULTILINE))
+    assert f"| {count}/{count} |" in row

@@ -10,6 +10,7 @@ import gc
 import importlib
 import itertools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ NEW_OBJECTS_PER_LOOK = 20_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave the process with its exit code: 0 fine, 1 failed, 2 bad input or usage, 130 interrupted."""
+    hears_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if hears_interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until somebody can say it, a Ctrl-C ends the process as it is
     arguments = [_with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
@@ -50,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from finetune.cli import output
 
     output.open_standard_streams()
+    if hears_interrupts:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     json = "--json" in arguments
     with output.clean_standard_output() if json else contextlib.nullcontext():
         code = output.run(lambda: _called(arguments), json=json)

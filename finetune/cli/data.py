@@ -56,7 +56,7 @@ def scan(
     limits = limits_of(seconds=max_seconds, pixels=max_pixels, file_bytes=max_bytes, min_side=min_side)
     found = scanned(source, layout, image_root, workers, fresh, progress_for(quiet), limits)
     moved = move_aside(found.left_out, source_folder(source), quarantine) if quarantine else []
-    data, lines = print_scan(found, source)
+    data, lines = print_scan(found, source, notes_said=not quiet)
     data |= {"moved": [{"from": str(a), "to": str(b)} for a, b in moved], "restored": [str(path) for path in restored]}
     lines += [f"moved {len(moved)} of them to {shown_name(quarantine)}"] if quarantine else []
     lines += [f"brought {len(restored)} files back"] if bring_back else []
@@ -78,6 +78,7 @@ def buckets(
 
     if chart and chart.suffix.lower() != ".svg":
         raise BadInput("a chart is an .svg file", where=f"--chart {chart}", fix="name it so")
+    _check_fit(fit)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
@@ -91,7 +92,7 @@ def buckets(
     data = {
         "buckets": [{"width": row.bucket.width, "height": row.bucket.height, "pictures": row.pictures, "lost_pixels": row.lost_pixels, "mean_lost": row.lost, "worst_lost": row.worst_lost, "worst": row.worst.path, "padded": row.padded, "resolution": edge} for row, edge in rows],
         "resolution": results[0][0].resolution, "multiple": results[0][0].multiple, "optimal": all(result.optimal for result, _ in results), "pictures": len(found.records), "left_out": len(found.left_out), "chart": chart,
-        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded, "resolution": result.resolution} for result, _ in results for c in result.compared],
+        "compared": [{"list": c.name, "buckets": c.buckets, "used": c.used, "mean_lost": c.mean, "high_lost": c.high, "padded": c.padded, "mean_size": c.size, "resolution": result.resolution} for result, _ in results for c in result.compared],
     }
     emit(data, [line for result, said in results for line in [said, *table(result), ""]][:-1] + ([f"{len(found.left_out)} pictures cannot be used; `brushwork data scan` lists them"] if found.left_out else []), json=json)
 
@@ -116,8 +117,6 @@ def _buckets(records, base: str | None, resolution: int | None, multiple: int | 
     from data_tools.errors import BadInput
     from finetune.cli.data_base import training_sizes
 
-    if fit not in ("crop", "pad"):
-        raise BadInput(f"--fit is {fit!r}", fix="crop or pad")
     sizes = training_sizes(base, resolution)
     multiple = multiple or sizes.multiple
     if sizes.resolution < multiple:
@@ -125,9 +124,16 @@ def _buckets(records, base: str | None, resolution: int | None, multiple: int | 
     return report_buckets(records, resolution=sizes.resolution, multiple=multiple, most=most, upscale=upscale, fit=fit, batch_size=batch_size, longest=sizes.longest), sizes.said
 
 
+def _check_fit(fit: str) -> None:
+    from data_tools.errors import BadInput
+
+    if fit not in ("crop", "pad"):
+        raise BadInput(f"--fit is {fit!r}", fix="crop or pad")
+
+
 def duplicates(
     source: Source,
-    against: Annotated[list[str] | None, typer.Option("--against", help="A held-out set; pictures of SOURCE that it shows too are named. Can be given several times.")] = None,
+    against: Annotated[list[str] | None, typer.Option("--against", help="A held-out set; pictures of FOLDER that it shows too are named. Can be given several times.")] = None,
     distance: Annotated[int, typer.Option("--distance", min=0, max=16, help="Bits of 64 in which the perceptual hashes of two pictures may differ.")] = 8,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Find left-right mirrored copies too.")] = False,
     embeddings: Annotated[str | None, typer.Option("--embeddings", help="Also compare by a vision model (CLIP, SigLIP, DINOv2): a folder or Hub id.")] = None,
@@ -139,13 +145,14 @@ def duplicates(
     """Pictures that are the same or nearly so, and held-out ones that training has seen."""
     from dataclasses import replace
 
-    from data_tools.contact_sheets import write_sheet
+    from data_tools.contact_sheets import check_sheet_name, write_sheet
     from data_tools.duplicates import find_duplicates
     from data_tools.picture_folder_guard import require_outside
     from data_tools.quarantine import move_aside
     from data_tools.records import LeftOut
 
     if sheet:
+        check_sheet_name(sheet)
         require_outside(sheet, Path(source), "the contact sheet")
     progress = progress_for(quiet)
     records = scanned(source, layout, image_root, workers, fresh, progress).records
@@ -190,11 +197,13 @@ def convert(
     layout: Layout = "auto", image_root: ImageRoot = None, workers: Workers = None, fresh: Fresh = False, json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Write the usable pictures with their captions in the layout that another tool reads."""
+    from data_tools.convert import check_layout
     from data_tools.convert import convert as write
     from data_tools.picture_folder_guard import require_outside
     from data_tools.records import shown_name
     from data_tools.scan import require_usable
 
+    check_layout(to)
     require_outside(out, Path(source), "the converted set")
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
@@ -222,6 +231,7 @@ def report(
     from finetune.cli.data_base import text_limits
 
     require_report_place(out)
+    _check_fit(fit)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     chosen = _buckets(found.records, base, resolution, None, most, upscale, fit, batch_size)[0] if found.records else None

@@ -41,8 +41,8 @@ def source_folder(source: str) -> Path:
     return path if path.is_dir() or not path.exists() else path.parent
 
 
-def print_scan(found: ScanReport, source: str) -> tuple[dict[str, Any], list[str]]:
-    """A scan as data and as lines."""
+def print_scan(found: ScanReport, source: str, notes_said: bool) -> tuple[dict[str, Any], list[str]]:
+    """A scan as data and as lines. notes_said: whether the scan's progress has told how the folder was understood."""
     from data_tools.records import shown_name
 
     warned = [(record, text) for record in found.records for text in record.warnings]
@@ -51,7 +51,7 @@ def print_scan(found: ScanReport, source: str) -> tuple[dict[str, Any], list[str
         "warnings": found.warnings + [f"{record.path}: {text}" for record, text in warned], "captioned": sum(record.caption is not None for record in found.records), "reused": found.reused,
         "other_files": [str(path) for path in found.other_files],
     }
-    lines = [*found.notes, *(f"warning: {text}" for text in found.warnings)]
+    lines = [*([] if notes_said else found.notes), *(f"warning: {text}" for text in found.warnings)]
     lines += _some([f"warning: {shown_name(record.path)}: {text}" for record, text in warned])
     lines += _some([f"left out: {shown_name(item.path)}: {item.reason}" for item in found.left_out])
     known = f", {found.reused} known from an earlier scan" if found.reused else ""

@@ -65,7 +65,8 @@ def _located(base: str) -> BaseModel:
 
 def _tokenizers(located: BaseModel) -> SimpleNamespace:
     """The pipeline's tokenizers and nothing else of it, under the names that it gives them."""
-    from finetune.families.loading import component_class, component_slots, read_model_index
+    from finetune.families.loading import component_class
+    from finetune.families.model_index import component_slots, read_model_index
 
     found = SimpleNamespace()
     for slot, (library, name) in component_slots(read_model_index(located.folder)).items():

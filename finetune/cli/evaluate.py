@@ -84,29 +84,26 @@ def compare(
     """Draw the same prompts and seeds with the base and each adapter, measure, and show intervals beside every number."""
     from finetune.evaluation.downloaded import at_hand, parse_weights
     from finetune.evaluation.prompts import read_prompts, shortened
+    from finetune.families.base_models import locate_base, refuse_unusable
 
     named = [*(adapters or []), *(more or [])]
     chosen, given = shortened(read_prompts(prompts), limit), parse_weights(weights or [])
     seed_numbers, recipe = parse_seeds([seeds]), _recipe_of(named)
     trained = training or (Path(recipe.data.folder) if recipe and recipe.data.folder and Path(recipe.data.folder).is_dir() else None)
+    height, width = parse_size(size) or (None, None)
+    refuse_unusable(_base_of(base, named))
 
     from finetune.evaluation.compare import Comparison
     from finetune.evaluation.compare import compare as compare_all
     from finetune.evaluation.subjects import subjects_of
-    from finetune.families.base_models import locate_base
 
     found = locate_base(_base_of(base, named))
-    height, width = _height_width(size)
     comparison = Comparison(
         chosen, subjects_of(named), seed_numbers, *_settings(recipe, found.identifier, steps, guidance, negative), height, width, references or trained, trained, measures.split(",") if measures else None, at_hand(given))
     result = compare_all(found, comparison, out, progress_for(quiet))
     data = {"rows": result["rows"], "evaluation": out / "evaluation.json", "report": out / "report.html", "drawn": result["drawn"], "near_copies": result["near_copies"],
             "left_out": result["left_out"], "imported": result["imported"], "caution": result["caution"]}
     emit(data, [*_table(result["rows"]), *_notes(result), f"page  {out / 'report.html'}"], json=json)
-
-
-def _height_width(size: str | None) -> tuple[int | None, int | None]:
-    return (None, None) if size is None else parse_size(size, 0)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -145,7 +142,7 @@ def export_pictures(
     named = [*(adapters or []), *(more or [])]
     recipe = _recipe_of(named)
     chosen, wanted = read_form(form, prompts)
-    height, width = _height_width(size)
+    height, width = parse_size(size) or (None, None)
     found = locate_base(_base_of(base, named))
     comparison = Comparison(chosen[:limit], subjects_of(named), parse_seeds([seeds]) if seeds else range(wanted),
                             *_settings(recipe, found.identifier, steps, guidance, None), height, width)

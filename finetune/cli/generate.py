@@ -47,19 +47,22 @@ def generate(
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Draw pictures, with any number of adapters."""
-    named, seeds = parse_adapters(adapter or []), _seeds(seed, best_of, reward)
+    from finetune.families.base_models import locate_base, refuse_unusable
+
+    named, seeds, asked = parse_adapters(adapter or []), _seeds(seed, best_of, reward), parse_size(size)
     sets, progress = weight_sets(named), progress_for(quiet)
     if len(prompt) * len(seeds) * len(sets) > MOST_PICTURES:
         raise BadInput(f"these are {len(prompt) * len(seeds) * len(sets):,} pictures", fix=f"at most {MOST_PICTURES:,} are drawn at once")
+    if base is not None:
+        refuse_unusable(base)
 
-    from finetune.families.base_models import locate_base
     from finetune.generation import draw_from_files, usual_size
     from finetune.sampling import PictureRequest
 
     files = _read_adapters(named)
     found = locate_base(base or _trained_on(files))
     usual = _usual_settings(found, named)
-    height, width = parse_size(size, usual_size(found))
+    height, width = asked or (usual_size(found),) * 2
     requests = [
         PictureRequest(text, number, height, width, steps or usual.steps, usual.guidance if guidance is None else guidance, usual.negative if negative is None else negative)
         for text in prompt for number in seeds

@@ -78,10 +78,10 @@ def parse_seeds(given: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def parse_size(text: str | None, usual: int) -> tuple[int, int]:
-    """(height, width) in pixels from "WIDTHxHEIGHT" or one edge; `usual` when nothing was typed."""
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) in pixels from "WIDTHxHEIGHT" or one edge; None when nothing was typed."""
     if text is None:
-        return usual, usual
+        return None
     found = re.fullmatch(r"\s*(\d{1,5})\s*(?:[x×]\s*(\d{1,5}))?\s*", text)
     if not found:
         raise BadInput("not a size", where=f"--size {text}", fix="write WIDTHxHEIGHT in pixels, for example 1024x768")

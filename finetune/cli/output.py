@@ -6,12 +6,13 @@ Every verb ends with one `emit(data, lines, json=json)`. With --json the data is
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json as json_format
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -19,6 +20,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from data_tools import progress
+from data_tools.atomic_files import OUT_OF_SPACE
 from data_tools.errors import BrushworkError
 from data_tools.records import shown_line, shown_text
 from finetune import __version__
@@ -26,7 +28,9 @@ from finetune import __version__
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and the result only.")]
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How long a process of several waits for the launcher to end it, when all have the same error.
+SECONDS_TO_BE_ENDED = 20.0
+INTERRUPTED = 130
 
 
 def command_group(meaning: str) -> typer.Typer:
@@ -121,23 +125,25 @@ def run(command: Callable[[], Any], *, json: bool) -> int:
 
 def _outcome(command: Callable[[], Any], json: bool) -> int:
     try:
-        return command() or 0
+        code = command() or 0
+        # What typer makes of a Ctrl-C.
+        return _interrupted(json) if code == INTERRUPTED else code
     except BrushworkError as error:
-        report(error, json=json)
+        report(error, json=json, alike=error.exit_code != 1)
         return error.exit_code
     except typer.Exit:
         raise
     except (KeyboardInterrupt, typer.Abort):
-        report(BrushworkError("interrupted"), json=json)
-        return 130
+        return _interrupted(json)
     except BrokenPipeError:
         _drop_the_rest(sys.stdout)
         return 1
     except typer.TyperException as error:
         if _asks_for_help(error) and not json:
-            print(error.message, file=sys.stderr)
+            if not _is_said_by_another():
+                print(error.message, file=sys.stderr)
             return 2
-        report(usage_error(error), json=json)
+        report(usage_error(error), json=json, alike=True)
         return 2
     except OSError as error:
         report(system_error(error), json=json)
@@ -152,8 +158,28 @@ def _outcome(command: Callable[[], Any], json: bool) -> int:
         return 1
 
 
-def report(error: BrushworkError, *, json: bool) -> None:
-    """Print an error: one object on standard output with --json, else text on standard error."""
+def _interrupted(json: bool) -> int:
+    report(BrushworkError("interrupted"), json=json, alike=True)
+    return INTERRUPTED
+
+
+def _is_said_by_another() -> bool:
+    """Whether the first process that a launcher started on this machine says what all of them would say. The others wait for it: a
+    launcher ends all when one ends. One that nobody ends has an error of its own."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        return ended.wait(SECONDS_TO_BE_ENDED)
+    return True
+
+
+def report(error: BrushworkError, *, json: bool, alike: bool = False) -> None:
+    """Print an error: one object on standard output with --json, else text on standard error. alike: every process of a launch has it,
+    since it is in what was typed or comes from the terminal; a failure may be of one process alone."""
+    if alike and _is_said_by_another():
+        return
     if json:
         emit({"error": _as_data(error)}, [], json=True)
         return

@@ -32,11 +32,17 @@ def plan(
     for note in wanted.notes:
         progress.say(note)
 
+    from finetune.training.byte_sizes import size_in_bytes
+    from finetune.training.early_checks import check_plan
+
+    most = None if fit is None else size_in_bytes(fit)
+    scans = check_plan(wanted.recipe, progress)
+
     from finetune.training.plan import plan as make_plan
     from finetune.training.plan_fit import changes as changed_settings, refusal
 
     fixed = {change.partition("=")[0].strip() for change in changes or []}
-    made = make_plan(wanted.recipe, fit=fit, fixed=fixed, processes=processes, progress=progress)
+    made = make_plan(wanted.recipe, fit=most, fixed=fixed, processes=processes, progress=progress, scans=scans)
     lines = _lines(made)
     if made.savings and made.fits:
         lines.append("train so with: " + " ".join(f"--set {change}" for change in changed_settings(made)))
@@ -49,20 +55,22 @@ def plan(
 
 
 def _lines(made: Plan) -> list[str]:
-    from finetune.training.plan_fit import size_text
+    from finetune.training.byte_sizes import size_text
 
-    width = max(map(len, made.memory_bytes))
+    parts, busiest = made.peak_parts_bytes, max(made.phases_bytes, key=made.phases_bytes.get)
+    width = max(map(len, parts))
     disk = {name: size for name, size in made.disk_bytes.items() if name != "total" and size}
     settings, sizes = made.settings, [f"{width}x{height}" for height, width in made.settings["sizes"]]
-    parts = [f"{name.replace('_', ' ')} {size_text(size)}" for name, size in disk.items()]
+    on_disk = [f"{name.replace('_', ' ')} {size_text(size)}" for name, size in disk.items()]
     lines = [
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
         f"settings: weights {settings['hold']}, {settings['checkpointed_blocks']} of {settings['blocks']} blocks checkpointed, batch {settings['batch_size']} x {settings['accumulation']}, "
         f"{settings['kind']} of rank {settings['rank']}, {settings['optimizer']}, pictures of {', '.join(sizes[:4])}{f' and {len(sizes) - 4} more sizes' if len(sizes) > 4 else ''}",
-        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
-        *(f"  {name:{width}}  {size_text(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
+        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {busiest})",
+        *(f"  {name.replace('_', ' '):{width}}  {size_text(size)}" for name, size in parts.items()),
+        "other times: " + ", ".join(f"{phase} {size_text(size)}" for phase, size in made.phases_bytes.items() if phase != busiest),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
-        f"disk: {size_text(sum(disk.values()))} ({', '.join(parts)})",
+        f"disk: {size_text(sum(disk.values()))} ({', '.join(on_disk)})",
     ]
     for saving in made.savings:
         lines.append(f"{'changed to fit' if made.fits else 'changed'}: {saving.setting} = {saving.value} saves {size_text(saving.saves_bytes)}; costs {saving.costs}")

@@ -42,9 +42,13 @@ def candidates(
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Draw pictures to be rated, each with everything needed to make it again."""
-    from finetune.preference.candidates import CandidateSettings, make_candidates, parse_variants, read_prompts
+    from finetune.families.base_models import refuse_unusable
+    from finetune.preference.candidate_requests import parse_variants, read_prompts
 
     wanted, variants = read_prompts(prompts), parse_variants(adapter or [])
+    refuse_unusable(base)
+
+    from finetune.preference.candidates import CandidateSettings, make_candidates
     from finetune.preference.loaded_base import LoadedBase
 
     settings = CandidateSettings(per_prompt, seed, variants, steps, guidance, height, width, batch_size)
@@ -67,11 +71,13 @@ def reward(
     from dataclasses import asdict
 
     from finetune.preference.candidate_folder import CandidateFolder
-    from finetune.preference.rewards.features import build_features
-    from finetune.preference.rewards.preference_head import train_reward
 
     known = CandidateFolder.existing(folder)
     drawn_by = next((one.base for one in known.candidates().values() if one.base), None)
+
+    from finetune.preference.rewards.features import build_features
+    from finetune.preference.rewards.preference_head import train_reward
+
     # The witness must look at something else than the judge.
     other = build_features("latents", base=base or drawn_by) if features == "pixels" and (base or drawn_by) else None
     report = train_reward(known, build_features(features, base=base or drawn_by, model=clip), out, witness_features=other, seed=seed, progress=progress_for(quiet))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_tools.errors import BadInput
 from finetune.cli.output import Json, Quiet, emit, progress_for
 from finetune.cli.run_arguments import Base, Changes, RecipeName, Target, Trigger, run_folder, wanted_recipe
 
@@ -30,6 +31,8 @@ def train(
     json: Json = False, quiet: Quiet = False,
 ) -> None:
     """Train an adapter, load it back and prove it."""
+    if accept_change and not resume:
+        raise BadInput("nothing is resumed, so there is no change to accept", where="--accept-change", fix="add --resume, or leave it out")
     wanted = wanted_recipe(target, base, recipe, trigger, changes)
     run = run_folder(wanted, out, resume)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -38,12 +41,17 @@ def train(
         progress.say(note)
     progress.say(f"run folder: {run}")
 
+    from finetune.training.early_checks import check_run
+    from finetune.training.run_folder import RunFolder
+
+    scans = check_run(wanted.recipe, RunFolder(run), resume, accept_change or (), progress)
+
     from finetune.evaluation.validation import RunValidator
     from finetune.training.run import train as train_adapter
 
     samples = wanted.recipe.samples
     watch = RunValidator(stops=samples.stop_on_copies, most_drift=samples.most_drift) if samples.every else None
-    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch)
+    result = train_adapter(wanted.recipe, run, resume=resume, progress=progress, accept_changes=accept_change or (), watch_samples=watch, scans=scans)
     if result is not None:
         emit(result_data(result), result_lines(result), json=json)
 

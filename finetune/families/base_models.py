@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import BaseModelError
 from finetune.families import hunyuan_image_3, registry
 from finetune.families.licences import APACHE
+from finetune.families.model_index import component_slots, part_of, read_model_index
 from finetune.families.protocol import LicenceTerms
 
 if TYPE_CHECKING:
@@ -41,27 +42,43 @@ def locate_base(base: str, revision: str | None = None, parts: Iterable[str] = (
     Raises BaseModelError: unknown base, base of another kind, incomplete folder, no network.
     """
     wanted = frozenset(parts)
+    folder = _local_folder(base)
+    if folder is None:
+        return _from_hub(base, revision, wanted)
+    found = registry.family(_checked(folder, wanted))
+    return BaseModel(base, None, folder, found, APACHE if base == EMBEDDED else found.facts.licence)
+
+
+def refuse_unusable(base: str, parts: Iterable[str] = ("text", "vae", "transformer")) -> None:
+    """Raise what `locate_base` raises, as far as names and small files on this disk tell: it asks no Hub and imports no family."""
+    folder = _local_folder(base)
+    if folder is not None:
+        _checked(folder, frozenset(parts))
+
+
+def _local_folder(base: str) -> Path | None:
+    """Where the base lies; None for a Hub id. Raises BaseModelError for a name that is neither."""
     if base == EMBEDDED:
         from finetune.mini_base import weights_folder
 
-        return _local(base, Path(weights_folder()), wanted, APACHE)
+        return Path(weights_folder())
     if Path(base).expanduser().is_dir():
-        return _local(base, Path(base).expanduser(), wanted, None)
+        return Path(base).expanduser()
     if hunyuan_image_3.is_hunyuan_image_3(base):
         raise hunyuan_image_3.refusal(base)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and " " not in base:
-        return _from_hub(base, revision, wanted)
+        return None
     raise BaseModelError(f"there is no base called {base}", fix="give mini, a folder that holds model_index.json, or a Hub id such as owner/name")
 
 
-def _local(identifier: str, folder: Path, parts: frozenset[str], licence: LicenceTerms | None) -> BaseModel:
-    from finetune.families.loading import read_model_index
-
+def _checked(folder: Path, parts: frozenset[str]) -> str:
+    """The name of the family of a folder that has these parts."""
     if not (folder / "model_index.json").exists():
         refuse_hunyuan_image_3(folder / "config.json", str(folder))
-    found = registry.family_of(folder)
-    check_complete(folder, read_model_index(folder), parts)
-    return BaseModel(identifier, None, folder, found, licence or found.facts.licence)
+    index = read_model_index(folder)
+    name = registry.family_name(index["_class_name"], folder)
+    check_complete(folder, index, parts)
+    return name
 
 
 def refuse_hunyuan_image_3(config: Path, where: str) -> None:
@@ -76,8 +93,6 @@ def refuse_hunyuan_image_3(config: Path, where: str) -> None:
 
 def check_complete(folder: Path, index: dict[str, Any], parts: frozenset[str]) -> None:
     """Raise BaseModelError naming every component that `parts` need and the folder lacks."""
-    from finetune.families.loading import component_slots, part_of
-
     missing = []
     for slot in component_slots(index):
         part = part_of(slot)
@@ -95,8 +110,6 @@ def needed_files(index: dict[str, Any], parts: frozenset[str], listing: Iterable
 
     Configurations of every component come along, since they are small and the plan reads them.
     """
-    from finetune.families.loading import component_slots, part_of
-
     listing = sorted(listing)
     needed = {"model_index.json"}
     for slot in component_slots(index):
@@ -126,8 +139,6 @@ def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseMod
         EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-
-    from finetune.families.loading import read_model_index
 
     where = f"{base}@{revision}" if revision else base
     try:

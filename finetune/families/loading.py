@@ -13,47 +13,11 @@ from torch import Tensor, nn
 
 from finetune.errors import BaseModelError
 from finetune.families.mapped_pages import mapped_range, release_pages
+from finetune.families.model_index import component_slots, part_of, read_model_index
 from finetune.families.preloading import import_libraries
 
-PARTS = frozenset({"text", "vae", "transformer"})
 # In the names of parameters that adapters bring into a model.
 ADAPTER_MARKS = (".lora_", ".hada_", ".lokr_", ".oft_R.")
-# Components without weights: they are always there.
-LIGHT_SLOTS = frozenset({"scheduler", "guider", "ocr_guider"})
-
-
-def part_of(slot: str) -> str | None:
-    """Which part a slot of `model_index.json` belongs to: text, vae, transformer, light; None is never loaded."""
-    if slot.startswith(("text_encoder", "tokenizer")):
-        return "text"
-    if slot in LIGHT_SLOTS:
-        return "light"
-    return slot if slot in PARTS else None
-
-
-def read_model_index(folder: Path) -> dict[str, Any]:
-    """The pipeline's `model_index.json`. Raises BaseModelError where there is none or it is not one."""
-    path = Path(folder) / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BaseModelError(
-            "there is no model_index.json in this folder, so it is not a diffusers pipeline", where=str(folder),
-            fix="give the folder that holds model_index.json, a Hub id, or mini",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"model_index.json cannot be read: {error}", where=str(path)) from None
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise BaseModelError("model_index.json names no pipeline class", where=str(path))
-    return index
-
-
-def component_slots(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """slot -> (library, class) of the components that the pipeline really has."""
-    return {
-        slot: (value[0], value[1]) for slot, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
-    }
 
 
 def component_class(library: str, name: str, folder: Path) -> type:

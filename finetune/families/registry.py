@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import BaseModelError
+from finetune.families.model_index import read_model_index
 from finetune.families.protocol import ModelFamily
 
 
@@ -71,8 +72,6 @@ def family(name: str) -> ModelFamily:
 
 def family_of(folder: Path) -> ModelFamily:
     """The family of a pipeline folder, from its `model_index.json` and, for variants, the transformer's config."""
-    from finetune.families.loading import read_model_index
-
     return family(family_name(read_model_index(folder)["_class_name"], Path(folder)))
 
 

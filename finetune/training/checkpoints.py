@@ -8,15 +8,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from data_tools.atomic_files import flush_folder
+
+if TYPE_CHECKING:
+    import torch
 
 STATE = "state.json"
 ADAPTER = "adapter.safetensors"
@@ -45,6 +47,8 @@ def _flush(path: Path) -> None:
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(tensors, path)
     except SafetensorError as problem:
@@ -91,8 +95,8 @@ def _steps(parent: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def read_checkpoint(folder: Path, step: int) -> Checkpoint:
-    """Raises ValueError with the reason when anything in the folder is missing or differs from its hash."""
+def _whole_state(folder: Path, step: int) -> dict[str, Any]:
+    """What state.json says. Raises ValueError with the reason when anything in the folder is missing or differs from its hash."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         for name in (ADAPTER, OPTIMIZER):
@@ -100,9 +104,29 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
                 raise ValueError(f"{name} is damaged")
         if state["step"] != step:
             raise ValueError(f"{STATE} speaks of step {state['step']}")
-        return Checkpoint(folder, step, load_file(folder / OPTIMIZER), state)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as problem:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
         raise ValueError(f"{type(problem).__name__}: {problem}") from problem
+    return state
+
+
+def read_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """Raises ValueError with the reason when it is not whole."""
+    from safetensors.torch import load_file
+
+    state = _whole_state(folder, step)
+    try:
+        return Checkpoint(folder, step, load_file(folder / OPTIMIZER), state)
+    except (OSError, SafetensorError) as problem:
+        raise ValueError(f"{type(problem).__name__}: {problem}") from problem
+
+
+def newest_step(parent: Path) -> int | None:
+    """Of the newest checkpoint whose files are whole, without loading it; None where there is none."""
+    for step, folder in _steps(parent):
+        with suppress(ValueError):
+            _whole_state(folder, step)
+            return step
+    return None
 
 
 def newest_checkpoint(parent: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

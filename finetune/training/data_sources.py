@@ -50,6 +50,20 @@ class FoundPictures:
     layout: str = ""
 
 
+class FolderScans:
+    """What was found in each folder, which is looked at once: before anything heavy is imported, if that can be, and not again for the
+    run that follows."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, ScanReport] = {}
+
+    def of(self, folder: Path, progress: Progress) -> ScanReport:
+        """The folder's scan. Raises DataError when it cannot be read."""
+        if folder not in self._found:
+            self._found[folder] = scan_folder(folder, progress=progress)
+        return self._found[folder]
+
+
 def sources_of(recipe: Recipe, drawn: Path | None = None) -> list[Source]:
     """The folders of a recipe in their order. drawn: where regularisation pictures were drawn by the base."""
     data = recipe.data
@@ -69,15 +83,15 @@ def require_run_outside(run: Path, recipe: Recipe) -> None:
             require_outside(run, Path(folder), "the run folder", fix="choose another place with --out FOLDER")
 
 
-def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress) -> FoundPictures:
-    """Scan every folder. Raises DataError when one of them has no usable picture.
+def find_pictures(recipe: Recipe, drawn: Path | None, progress: Progress, scans: FolderScans) -> FoundPictures:
+    """Look at every folder. Raises DataError when one of them has no usable picture.
 
     A picture that lies in two of them belongs to the one that is named last: that is how a folder inside the main one
     is given a weight of its own. It keeps the repeats that the scan of the main one read off its name (10_dog).
     """
     found, by_source, named_repeats = FoundPictures(), [], {}
     for source in sources_of(recipe, drawn):
-        report = scan_folder(source.folder, progress=progress)
+        report = scans.of(source.folder, progress)
         _require_usable(report, source.folder)
         found.layout = found.layout or report.layout
         said = report.warnings + [f"{shown_name(record.path)}: {text}" for record in report.records for text in record.warnings]

@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from data_tools.atomic_files import whole_file, write_text
 from finetune.errors import BadInput, TrainingError
+
+if TYPE_CHECKING:
+    import torch
 
 # Raised whenever the meaning of an entry changes, so that entries of older versions are made again.
 ENCODING_VERSION = "1"
@@ -49,6 +51,8 @@ def key_of(*parts: object) -> str:
 
 
 def _content_digest(tensors: dict[str, torch.Tensor]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -104,6 +108,8 @@ class EncodingCache:
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write an entry whole or not at all. Raises TrainingError when the disk refuses."""
+        from safetensors.torch import save
+
         # Copies: one tensor may stand under two names (the empty caption is its own negative), which safetensors refuses to write.
         tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         content = save(tensors, metadata={"digest": _content_digest(tensors)})

@@ -15,6 +15,8 @@ from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training import plan_extras, plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
+from finetune.training.byte_sizes import size_in_bytes
+from finetune.training.data_sources import FolderScans
 from finetune.training.encoding_cache import MEMORY_BYTES, default_cache_folder
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
@@ -28,7 +30,6 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "paged_adamw8bit": 2.1, "adaf
 # Freed memory that the allocator keeps between the parts of a step, as a share of the activations. A CPU's heap is asked
 # itself (`plan_allocator`); a formula knows nothing of it; a GPU's allocator rounds sizes, and was not measured.
 FRAGMENTS = {"cpu": 0.0, "formula": 1.0, "cuda": 0.1}
-GIB = 1 << 30
 # Wall seconds for one of work above which a plan says that it was made on a busy machine.
 BUSY = 1.3
 
@@ -45,7 +46,8 @@ class Saving:
 
 @dataclass(frozen=True)
 class Plan:
-    """memory_bytes: by part, `peak` is the largest of the phases.  settings: what the run will use where a recipe says "auto".
+    """memory_bytes: by part of training, with the autoencoder and the phase of the text encoders beside it; `peak` is the largest of
+    the phases.  peak_parts_bytes: what is there at the peak, which is their sum.  settings: what the run will use where a recipe says "auto".
     budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know."""
 
     device: str
@@ -53,6 +55,7 @@ class Plan:
     trainable: int
     memory_bytes: dict[str, int]
     phases_bytes: dict[str, int]
+    peak_parts_bytes: dict[str, int]
     budget_bytes: int
     flops_per_step: float
     seconds_per_step: float
@@ -97,23 +100,26 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         parts["text encoders"] = around.live_parameters * text_bytes
     encoded = encoded or ground.encoded
     # The autoencoder is there while pictures are encoded or drawn; what those import stays.
-    training = sum(parts.values()) - parts["autoencoder"] + (0 if encoded and not recipe.samples.every else around.later_bytes)
-    phases = {"training": training} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    later = {plan_phases.LATER: around.later_bytes}
+    training = {name: size for name, size in parts.items() if name != "autoencoder"} | (later if recipe.samples.every or not encoded else {})
+    phases = {"training": training} | around.phases({name: parts[name] for name in ("libraries", "weights", "adapter")}, text_bytes, compute_bytes, encoded)
     if recipe.samples.every:
         # On the way: where activations and gradients were.
-        phases["drawing samples"] = training - parts["activations"] - parts["gradients"] + parts["autoencoder"] + around.decode_bytes * compute_bytes / 4
-    passing = device.type == "cuda" and phases.get("encoding captions", 0) > budget
+        without = {name: size for name, size in training.items() if name not in ("activations", "gradients")}
+        phases["drawing samples"] = without | {name: phases["drawing samples"][name] for name in ("autoencoder", "decoding")}
+    passing = device.type == "cuda" and sum(phases.get("encoding captions", {}).values()) > budget
     if passing:
-        phases["encoding captions"] = budget  # `place_encoders`
+        phases["encoding captions"] = {"text encoders": budget}  # `place_encoders`
     # The trained adapter and its moments are still there, beside the file's own copy and the one that was put into the fresh base.
-    adapters = 2 * parts["adapter"] + parts["adapter"] + parts["optimizer"]
-    phases["proof"] = around.later_bytes + sum(parts[name] for name in ("libraries", "autoencoder", "encodings")) + ground.weight_bytes(proof_as) + adapters + plan_phases.proof_bytes(
-        ground.model, facts, proof_as, recipe, around)
-    memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
+    phases["proof"] = {name: parts[name] for name in ("libraries", "autoencoder", "encodings", "optimizer")} | later | {
+        "weights": ground.weight_bytes(proof_as), "adapter": 3 * parts["adapter"], "baking": plan_phases.proof_bytes(ground.model, facts, proof_as, recipe, around)}
+    whole_phases = {phase: {name: int(size) for name, size in its.items() if size} for phase, its in phases.items()}
+    totals = {phase: sum(its.values()) for phase, its in whole_phases.items()}
+    memory = {name: int(size) for name, size in (parts | training).items()} | {"encoders": totals.get("encoding captions", 0), "peak": max(totals.values())}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
     seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
-                {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
+                totals, whole_phases[max(totals, key=totals.get)], int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
                 {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
                  "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
                 notes=_notes(ground, recipe, cost.traced, seconds, whole, passing))
@@ -180,18 +186,19 @@ def resolved_hold(recipe: Recipe, device: torch.device) -> Hold:
     return choose_hold(recipe.base.hold, choose_base_dtype(recipe.base.dtype, precision), precision)
 
 
-def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, cache_folder: Path | None = None, progress: Progress | None = None) -> Plan:
+def plan(recipe: Recipe, *, fit: str | int | None = None, fixed: Collection[str] = (), processes: int = 1, cache_folder: Path | None = None, progress: Progress | None = None,
+         scans: FolderScans | None = None) -> Plan:
     """What this recipe needs on this machine, without encoding what the cache holds already. fit: "12GB" or bytes chooses settings that fit it and says what each saving costs.
     fixed: settings, as "section.key", that are not to be changed for that.  processes: between which the base is divided, as
     recipes/accelerate/fsdp.yaml does it; memory is then that of one.  cache_folder: of the encodings, beside which traces are kept;
-    None: the user's.
+    None: the user's.  scans: what was seen of the pictures' folders already.
 
     Raises BaseModelError, DataError, AdapterError and BadInput as training would.
     """
-    from finetune.training.plan_fit import fitted, size_in_bytes
+    from finetune.training.plan_fit import fitted
 
     sharding = Sharding(processes, reshard_after_forward=True, offload=False) if processes > 1 else None
-    ground = survey(recipe, progress=progress, sharding=sharding, kept_in=cache_folder or default_cache_folder())
+    ground = survey(recipe, progress=progress, sharding=sharding, kept_in=cache_folder or default_cache_folder(), scans=scans)
     if sharding is not None:
         check_divisible(resolved_hold(recipe, ground.device))
     if fit is not None:

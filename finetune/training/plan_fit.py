@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from finetune.errors import BadInput
 from finetune.recipe import Recipe
-from finetune.training.plan import GIB, Plan, Saving, estimate, fewest_checkpoints, resolved_hold
+from finetune.training.byte_sizes import size_text
+from finetune.training.plan import Plan, Saving, estimate, fewest_checkpoints, resolved_hold
 from finetune.training.plan_ground import Ground
 from finetune.training.plan_model import BYTES
 from finetune.training.placement import Hold, suits
@@ -39,25 +39,6 @@ WAYS_OUT = {
     "drawing samples": "take smaller pictures (data.resolution)",
     "proof": "put the adapter on fewer layers (adapter.targets), or take a smaller base",
 }
-
-
-def size_text(count: float) -> str:
-    """Bytes in the unit in which they can be read."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f}".removesuffix(".0") + " MiB"
-
-
-def size_in_bytes(text: str) -> int:
-    """"12GB", "512 MiB", "1.5e9" -> bytes; GB is 2^30, as cards are labelled. Raises BadInput."""
-    units = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
-    body = text.strip().lower().replace("ib", "b")
-    digits = body.rstrip("bkmgt ")
-    try:
-        size = int(float(digits) * units[body[len(digits):].strip()])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise BadInput(f"{text!r} is not an amount of memory", where="--fit", fix="write it like 12GB or 800MB")
-    return size
 
 
 @dataclass(frozen=True)

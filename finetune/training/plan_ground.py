@@ -18,6 +18,7 @@ from finetune.recipe import Recipe
 from finetune.training import plan_model, plan_phases
 from finetune.training.adapter_size import adapter_size
 from finetune.training.allocator import heap_settings
+from finetune.training.data_sources import FolderScans
 from finetune.training.encode import is_encoded
 from finetune.training.encoding_cache import EncodingCache
 from finetune.training.placement import QUANTISED, Hold, held_linears, memory_is_short
@@ -111,10 +112,10 @@ def available_bytes(device: torch.device) -> int:
 
 
 def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Progress | None = None, sharding: Sharding | None = None,
-           kept_in: Path | None = None, held_bytes: int = 0) -> Ground:
+           kept_in: Path | None = None, held_bytes: int = 0, scans: FolderScans | None = None) -> Ground:
     """Read configurations, picture sizes and the libraries' own size. training_set: of a run that has encoded it; where it is not
     given it is scanned, and looked for in the cache. kept_in: folder of the cache, see `plan_kept`.  held_bytes: of encodings that
-    are in this process's memory already, which a plan counts by themselves."""
+    are in this process's memory already, which a plan counts by themselves.  scans: as `build_training_set` has them."""
     from finetune.families.base_models import locate_base
 
     base = locate_base(recipe.base.model, recipe.base.revision, parts=())
@@ -124,7 +125,7 @@ def survey(recipe: Recipe, training_set: TrainingSet | None = None, progress: Pr
     if training_set is None and recipe.data.folder is not None:
         from finetune.training.training_set import build_training_set
 
-        training_set = build_training_set(recipe, facts, progress or Progress(), limits=picture_limits(base))
+        training_set = build_training_set(recipe, facts, progress or Progress(), limits=picture_limits(base), scans=scans)
         encoded = kept_in is not None and _found_encoded(base, training_set, recipe, kept_in)
     to_draw = len(requests_of(recipe, facts)) if training_set is None or not any(picture.regularisation for picture in training_set.pictures) else 0
     edge = max(resolutions_of(recipe, facts)) // facts.size_multiple * facts.size_multiple

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.families.loading import component_class, component_slots, part_of, read_model_index
+from finetune.families.loading import component_class
 from finetune.families.mapped_pages import trim_heap
+from finetune.families.model_index import component_slots, part_of, read_model_index
 from finetune.families.targets import resolve_targets
 from finetune.recipe import Recipe
 from finetune.training.placement import QUANTISED, Hold
@@ -29,6 +30,7 @@ META = torch.device("meta")
 WORKING_BYTES = 48 << 20
 # What the models of transformers and the pipelines weigh, which a training run imports when it encodes or draws, and keeps; measured.
 LATER_BYTES, MODELS = 65 << 20, "transformers.modeling_utils"
+LATER = "encoding libraries"
 # Convolutions rearrange their inputs on the way.
 CONVOLUTION_WORKSPACE = 1.25
 FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
@@ -50,14 +52,14 @@ class Surroundings:
     live_layers: tuple[tuple[int, ...], ...] = ()
     later_bytes: int = 0
 
-    def phases(self, loaded_bytes: float, text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, float]:
-        """Peak of every phase but training and proof. loaded_bytes: transformer with adapter,
-        and what the way it is held loads."""
-        libraries = self.library_bytes + self.later_bytes
-        found = {"drawing samples": libraries + loaded_bytes + self.vae_parameters * compute_bytes + self.decode_bytes * compute_bytes / 4}
+    def phases(self, loaded: dict[str, float], text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, dict[str, float]]:
+        """Bytes of every phase but training and proof, by part. loaded: transformer, adapter, and the libraries with what the
+        way it is held loads."""
+        libraries = {"libraries": self.library_bytes, LATER: self.later_bytes}
+        found = {"drawing samples": libraries | loaded | {"autoencoder": self.vae_parameters * compute_bytes, "decoding": self.decode_bytes * compute_bytes / 4}}
         if not encoded:
-            found["encoding captions"] = libraries + self.text_parameters * text_bytes
-            found["encoding pictures"] = libraries + self.vae_parameters * 4 + self.encode_bytes
+            found["encoding captions"] = libraries | {"text encoders": self.text_parameters * text_bytes}
+            found["encoding pictures"] = libraries | {"autoencoder": self.vae_parameters * 4, "encoding": self.encode_bytes}
         return found
 
 

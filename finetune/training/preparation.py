@@ -35,6 +35,7 @@ from finetune.training.text_training import check_trainable
 from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
 from finetune.training.tracking import accelerator_arguments
+from finetune.training.data_sources import FolderScans
 from finetune.training.training_set import TrainingSet, build_training_set
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> tuple[Accelerator, Preci
 
 
 def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision: PrecisionChoice, resume: bool, accepted: Collection[str],
-             cache_folder: Path, progress: Progress) -> Prepared:
-    """Scan, compare with an interrupted run, write down what is about to happen, encode."""
+             cache_folder: Path, progress: Progress, scans: FolderScans | None = None) -> Prepared:
+    """Scan what is not in `scans`, compare with an interrupted run, write down what is about to happen, encode."""
     from finetune.families.base_models import locate_base
 
     require_writable(cache_folder)
@@ -122,7 +123,7 @@ def prepare(recipe: Recipe, run: RunFolder, accelerator: Accelerator, precision:
         with accelerator.main_process_first():
             draw_regularisation(recipe, base, drawn, hold, base_dtype.dtype, cache, accelerator.device, progress)
     with late_imports(base.folder):
-        training_set = build_training_set(recipe, base.family.facts, progress, drawn, picture_limits(base))
+        training_set = build_training_set(recipe, base.family.facts, progress, drawn, picture_limits(base), scans)
     _say_what_was_found(training_set, recipe, progress)
     optimizer = choose_optimizer(recipe.training.optimizer, accelerator.device)
     require_kernels(accelerator.device, optimizer.name, hold.name)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-
-import torch
+from typing import TYPE_CHECKING
 
 from data_tools.progress import Progress
 from finetune.errors import RunFolderError
 from finetune.recipe import Recipe, load_recipe
-from finetune.training.checkpoints import Checkpoint, newest_checkpoint
-from finetune.training.loop_state import LoopState
+from finetune.training.checkpoints import Checkpoint, newest_checkpoint, newest_step
 from finetune.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from finetune.training.loop_state import LoopState
 
 # Nothing here changes what a step computes (more steps do move a falling schedule, which is what is asked for then).
 FREE_TO_CHANGE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints", "training.workers", "samples.")
@@ -44,17 +45,27 @@ def check_not_over(run: RunFolder, state: LoopState, step: int) -> None:
                              fix="to go on all the same, resume with --set validation.patience=0 --accept-change validation.patience, or without the limit of the sample pictures")
 
 
-def find_checkpoint(run: RunFolder, steps: int, progress: Progress) -> Checkpoint | None:
-    """The newest whole checkpoint, saying aloud what is passed over. Raises RunFolderError when the run is complete."""
+def check_steps(run: RunFolder, steps: int, setting: str) -> None:
+    """Raises RunFolderError when no step is left to take: the run is complete, or did more than the `steps` that are asked for.
+    setting: what sets them, as a user writes it."""
+    done = newest_step(run.checkpoints)
+    if done is not None and done > steps:
+        raise RunFolderError(f"{setting} is {steps}, and this run has done {done} steps already", where=str(run.path),
+                             fix=f"to go on, set {setting} to more than {done}; for a run of {steps} steps, start a new one with --out FOLDER")
+    if done == steps and run.result.exists():
+        raise RunFolderError(f"the run is complete: {done} steps are done", where=str(run.path), fix=f"set {setting} to more than {done} to go on, for example {2 * done}")
+
+
+def find_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
+    """The newest whole checkpoint, saying aloud what is passed over."""
+    import torch
+
     checkpoint, passed_over = newest_checkpoint(run.checkpoints)
     for folder, reason in passed_over:
         progress.say(f"{folder.name} is not whole ({reason}) and is passed over")
     if checkpoint is None:
         progress.say("there is no whole checkpoint yet: starting from step 0")
         return None
-    if checkpoint.step > steps or (checkpoint.step == steps and run.result.exists()):
-        raise RunFolderError(f"the run is complete: {checkpoint.step} steps are done", where=str(run.path),
-                             fix=f"raise the number of steps to go on, for example --set training.steps={checkpoint.step * 2}")
     threads = checkpoint.state.get("threads")
     if threads != torch.get_num_threads():
         progress.say(f"warning: the run used {threads} threads and this process has {torch.get_num_threads()}: results may differ in the last bits "

@@ -13,14 +13,14 @@ import torch
 
 from data_tools.progress import Progress
 from data_tools.scan import LeftOut
-from finetune.errors import RunFolderError
 from finetune.families.mapped_pages import trim_heap
 from finetune.objectives import LossWeighting, TimestepSampling, with_guidance
 from finetune.recipe import Recipe
 from finetune.training.adapter_size import adapter_size
 from finetune.training.allocator import keep_freed_memory
 from finetune.training.batches import BatchOrder
-from finetune.training.data_sources import require_run_outside
+from finetune.training.data_sources import FolderScans, require_run_outside
+from finetune.training.early_checks import check_folder
 from finetune.training.encoding_cache import default_cache_folder
 from finetune.training.looks import Looks, SampleWatch
 from finetune.training.loop import TrainingJob, training_loop
@@ -80,12 +80,12 @@ class _Trained:
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress | None = None, accept_changes: Collection[str] = (),
-          cache_folder: Path | None = None, watch_samples: SampleWatch | None = None) -> TrainingResult | None:
+          cache_folder: Path | None = None, watch_samples: SampleWatch | None = None, scans: FolderScans | None = None) -> TrainingResult | None:
     """Check, encode, train, export, load back, prove and draw. The run's folder is `out`. Of several processes only the
     main one proves and returns a result; the others return None.
 
     watch_samples: called after each drawing of samples; its rows become `validation.jsonl`, and a row's "stop" ends the
-    run early.
+    run early.  scans: what was seen of the pictures' folders already.
     Raises DataError, BaseModelError, RunFolderError (bad input), TrainingError, VerifyError (failures) and Interrupted.
     """
     began = time.monotonic()
@@ -99,9 +99,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, progress: Progress
     if accelerator.is_main_process:
         run.claim()
     try:
-        if accelerator.is_main_process and run.exists and not resume:
-            raise RunFolderError("holds a run already", where=str(out), fix="go on with --resume, or choose another folder with --out")
-        prepared = settle(prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress), progress)
+        if accelerator.is_main_process or resume:
+            check_folder(run, recipe, resume, accept_changes)
+        prepared = settle(prepare(recipe, run, accelerator, precision, resume, accept_changes, cache_folder or default_cache_folder(), progress, scans), progress)
         with stop_on_signals() as stop:
             trained = _train_adapter(prepared, resume, stop, progress, watch_samples)
         # The trained model is gone here: what follows must prove itself from the file alone. Its memory goes back to the
@@ -157,7 +157,7 @@ def _train_adapter(prepared: Prepared, resume: bool, stop: StopRequest, progress
     parameters = [parameter for _, parameter in named]
     optimizer_name = choose_optimizer(recipe.training.optimizer, accelerator.device).name
     optimizer = accelerator.prepare_optimizer(build_optimizer(optimizer_name, parameter_groups(named, recipe.training.lora_plus_ratio), 0.0, recipe.training.weight_decay))
-    checkpoint = find_checkpoint(run, recipe.training.steps, progress) if resume else None
+    checkpoint = find_checkpoint(run, progress) if resume else None
     state, start = LoopState.at_start(recipe, parameters), 0
     if checkpoint is not None:
         start = restore(checkpoint, named, start_parameters(pipeline.transformer), optimizer, accelerator, state)

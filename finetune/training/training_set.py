@@ -13,14 +13,14 @@ from data_tools.images import read_bytes
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, shown_name
 from data_tools.resolutions import place_at_each
-from data_tools.scan import LeftOut, scan_folder
+from data_tools.scan import LeftOut
 from data_tools.thinking import caption_to_train
 from finetune.errors import DataError
 from finetune.families.picture_limits import NO_LIMITS, check_size
 from finetune.families.protocol import FamilyFacts, PictureGeometry, PictureLimits
 from finetune.recipe import Recipe
 from finetune.training.caption_choice import CaptionChoice, caption_choice, with_trigger
-from finetune.training.data_sources import NAMED_IN_A_MESSAGE, FoundPictures, SourcePicture, find_pictures, folder_rows
+from finetune.training.data_sources import NAMED_IN_A_MESSAGE, FolderScans, FoundPictures, SourcePicture, find_pictures, folder_rows
 from finetune.training.encoding_cache import key_of
 from finetune.training.held_out import split_records
 
@@ -170,14 +170,36 @@ def _placed(trained: Sequence[SourcePicture], held_out: Sequence[SourcePicture],
     return placed
 
 
-def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None, limits: PictureLimits = NO_LIMITS) -> TrainingSet:
-    """Scan, hold out, choose buckets, fit, caption. drawn: folder of regularisation pictures that the base drew.  limits: of the base.
+@dataclass(frozen=True)
+class WordedPictures:
+    """found: all pictures, with what is left out of them.  trained, held_out: with the captions of each."""
+
+    found: FoundPictures
+    trained: list[SourcePicture]
+    captions: list[list[str]]
+    held_out: list[SourcePicture]
+    held_out_captions: list[list[str]]
+
+
+def find_and_caption(recipe: Recipe, progress: Progress, scans: FolderScans, drawn: Path | None = None) -> WordedPictures:
+    """Scan, hold out, caption: what asks neither the base nor torch. drawn: folder of regularisation pictures that the base drew.
 
     Raises DataError when nothing usable is left or captions are missing.
     """
-    data, found = recipe.data, find_pictures(recipe, drawn, progress)
-    trained, held_out = _held_out(found, recipe, progress)
-    captions = _all_captions(trained, recipe)
+    found = find_pictures(recipe, drawn, progress, scans)
+    trained, held_out = _held_out(found, recipe, progress, scans)
+    return WordedPictures(found, trained, _all_captions(trained, recipe), held_out, _all_captions(held_out, recipe))
+
+
+def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, drawn: Path | None = None, limits: PictureLimits = NO_LIMITS,
+                       scans: FolderScans | None = None) -> TrainingSet:
+    """Scan, hold out, caption, choose buckets, fit. drawn: as in `find_and_caption`.  limits: of the base.  scans: folders that were
+    looked at already.
+
+    Raises DataError when nothing usable is left or captions are missing.
+    """
+    data, worded = recipe.data, find_and_caption(recipe, progress, scans or FolderScans(), drawn)
+    found, trained, held_out, captions = worded.found, worded.trained, worded.held_out, worded.captions
     placed = _placed(trained, held_out, recipe, facts, limits)
     untriggered = {number for number, picture in enumerate(trained) if picture.regularisation}
     choice = caption_choice(captions, trigger=data.trigger, untriggered=untriggered, shuffle=data.caption_shuffle, kept_parts=data.keep_tokens,
@@ -189,7 +211,7 @@ def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, d
         variants += [own] * len(views)
     described = [_described(picture, own) for picture, own in zip(pictures, variants, strict=True)]
     watched, watched_captions = [], []
-    for picture, placements, own in zip(held_out, placed[len(trained):], _all_captions(held_out, recipe), strict=True):
+    for picture, placements, own in zip(held_out, placed[len(trained):], worded.held_out_captions, strict=True):
         views = _views(picture, placements, data.masked_loss)
         watched += views
         watched_captions += [with_trigger(own[0], data.trigger)] * len(views)
@@ -198,12 +220,12 @@ def build_training_set(recipe: Recipe, facts: FamilyFacts, progress: Progress, d
                        key_of("data", data.background, described, *([described_too] if watched else [])), tuple(folder_rows(trained)), tuple(watched), tuple(watched_captions))
 
 
-def _held_out(found: FoundPictures, recipe: Recipe, progress: Progress) -> tuple[list[SourcePicture], list[SourcePicture]]:
+def _held_out(found: FoundPictures, recipe: Recipe, progress: Progress, scans: FolderScans) -> tuple[list[SourcePicture], list[SourcePicture]]:
     """(trained, held out). A held-out picture counts as it would if it were trained: with the repeats and the weight of the folder
     of data.folder and data.also that it lies in, else once. Regularisation pictures are always trained; what is left out on
     the way is added to `found`."""
     folder = recipe.validation.folder
-    extra = scan_folder(folder, progress=progress) if folder is not None else None
+    extra = scans.of(Path(folder), progress) if folder is not None else None
     if extra is not None and not extra.records:
         raise DataError("there is no usable picture in the folder of held-out pictures", where=str(folder), fix="put pictures into it, or leave out validation.folder")
     own = [picture for picture in found.pictures if not picture.regularisation]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,6 +28,25 @@ def imported_by(*arguments: str) -> set[str]:
 ])
 def test_nothing_heavy_is_imported_on_the_way_to_help_and_recipe_errors(arguments):
     assert imported_by(*arguments) & HEAVY == set()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_ctrl_c_is_said(options, brushwork, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_tools.scan.read_layout", interrupted)
+    said = brushwork("data", "scan", tmp_path, *options)
+    assert said.code == 130 and (said.data["error"]["what"] == "interrupted" if options else said.err == "error: interrupted\n")
+
+
+def test_a_ctrl_c_before_anything_can_be_said_leaves_no_traceback(tmp_path):
+    """Here while the command's own modules are imported."""
+    slow = tmp_path / "typer.py"
+    slow.write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    program = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.cli import main\nmain(['recipe', 'list'])\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
 def test_help_names_every_verb(brushwork):

@@ -127,6 +127,12 @@ def test_what_cannot_be_drawn_is_refused(arguments, text, brushwork, tiny_base, 
     assert said.code == 2 and text in said.err and "hint: " in said.err
 
 
+def test_a_size_that_no_base_draws_is_refused_before_anything_is_loaded(brushwork, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "_encode", lambda *_, **__: pytest.fail("it encoded"))
+    said = brushwork("generate", "--base", tiny_base, "-p", "a cat", "--size", "65", "--out", tmp_path)
+    assert said.code == 2 and "multiples of" in said.err
+
+
 def test_what_was_drawn_when_somebody_interrupts_is_there(brushwork, tiny_base, adapter, tmp_path, monkeypatch):
     out, given, draw_batch = tmp_path / "pictures", ["--base", tiny_base, "-a", f"{adapter}:0,1", "-p", "sks, a cat", "--seed", "1,2", "--out"], sampling._draw_batch
     whole = {Path(each["path"]).name: Image.open(each["path"]).tobytes() for each in brushwork("generate", *given, out, "--json", *QUICK).data["pictures"]}
@@ -162,6 +168,6 @@ def test_reading_adapters_weights_and_sizes(tmp_path):
     assert [each.weights for each in both] == [(0.5, 1.0), (1.0,), (1.0,)]
     assert len(weight_sets(both)) == 2 and weight_sets([]) == [{}]
     assert parse_seeds(["1,3", "3-5"]) == [1, 3, 4, 5]
-    assert parse_size("80x48", 64) == (48, 80) and parse_size("64", 8) == (64, 64) and parse_size(None, 64) == (64, 64)
+    assert parse_size("80x48") == (48, 80) and parse_size("64") == (64, 64) and parse_size(None) is None
     with pytest.raises(BadInput, match="weights"):
         parse_adapters([f"{run}:1,,2"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +118,26 @@ def test_a_terminal_without_the_characters_gets_escapes():
     program = "from finetune.cli import output\noutput.open_standard_streams()\noutput.emit({}, ['größe 猫'], json=False)\n"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "ascii"}, check=True)
     assert found.stdout == b"gr\\xf6\\xdfe \\u732b\n"
+
+
+def test_of_several_processes_one_says_what_is_wrong_with_the_arguments(tmp_path):
+    """And all of them end with its exit code, whichever was the first to find it."""
+    (tmp_path / "empty").mkdir()
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "finetune", "train", str(tmp_path / "empty"), "--base", "mini", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    said = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert said.stderr.count("error: ") == 1 and "no usable picture" in said.stderr, said.stderr
+    assert re.findall(r"exitcode +: (\S+)", said.stderr) == ["2", "2"]
+
+
+def test_an_error_that_only_one_of_several_processes_has_is_said_by_it(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(output, "SECONDS_TO_BE_ENDED", 0.01)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert ends_with(BadInput("no such folder"), as_json=False, capsys=capsys) == (2, "", "error: no such folder\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr(output, "SECONDS_TO_BE_ENDED", 900)
+    assert "memory is full" in ends_with(BrushworkError("the GPU's memory is full"), as_json=False, capsys=capsys)[2], "a failure does not wait"

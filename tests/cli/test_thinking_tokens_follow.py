@@ -9,7 +9,8 @@ import torch
 from finetune.adapters.adapter_file import AdapterFile, read_adapter, write_adapter
 from finetune.adapters.lora import collect_lora, inject_lora, lora_parameters
 from finetune.families.registry import family
-from finetune.preference.candidates import AdapterUse, CandidateSettings, Prompt, make_candidates
+from finetune.preference.candidate_requests import AdapterUse, Prompt
+from finetune.preference.candidates import CandidateSettings, make_candidates
 from finetune.preference.loaded_base import LoadedBase
 from finetune.thinking.tokens import FILE_NAME, KEY, ThinkingTokens, tokens_of, write_tokens
 from tests.tiny_models import hunyuan_dit

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.bucket_report import fixed_lists, lost_share, report_buckets, table
-from data_tools.buckets import Bucket, assign, candidates, choose_buckets, choose_with_bound, place
+from data_tools.bucket_choice import choose_buckets, choose_with_bound
+from data_tools.buckets import Bucket, assign, losses, place
 from data_tools.records import ImageRecord
 
 SIZE = st.tuples(st.integers(8, 3000), st.integers(8, 3000)).filter(lambda s: max(s) <= 20 * min(s))
@@ -23,18 +24,52 @@ def cropped_share(size, bucket):
     return 1 - bucket.height * bucket.width / (size[0] * size[1] * scale**2)
 
 
+def every_size(resolution, multiple):
+    """All sizes of at most resolution x resolution pixels that are no longer than 4:1."""
+    sides = range(multiple, 2 * resolution + 1, multiple)
+    return [Bucket(h, w) for h in sides for w in sides if h * w <= resolution**2 and max(h, w) <= 4 * min(h, w)]
+
+
+def cost(sizes, buckets, resolution, multiple):
+    """What these pictures lose in the buckets that suit each best, cropped and unused pixels together."""
+    budget = max(b.height * b.width for b in every_size(resolution, multiple))
+    return losses(sizes, buckets, budget=budget, upscale=True).min(1).sum()
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(600, 3000), st.integers(600, 3000)), min_size=1, max_size=20), st.integers(1, 3))
-def test_the_choice_is_as_good_as_trying_every_set(sizes, most):
-    chosen = choose_buckets(sizes, resolution=256, multiple=64, most=most, upscale=True)
-    every = candidates(256, 64)
+@given(st.lists(st.tuples(st.integers(600, 3000), st.integers(600, 3000)), min_size=1, max_size=20), st.integers(1, 3), st.sampled_from([(256, 64), (96, 16), (250, 48)]))
+def test_the_choice_is_as_good_as_trying_every_set(sizes, most, family):
+    resolution, multiple = family
+    chosen, proven = choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=most, upscale=True)
+    every = every_size(resolution, multiple)
+    by_set = losses(sizes, every, budget=max(b.height * b.width for b in every), upscale=True)
+    best = min(by_set[:, list(some)].min(1).sum() for some in itertools.combinations(range(len(every)), most))
+    assert proven and len(chosen) <= most
+    assert cost(sizes, chosen, resolution, multiple) <= best + 5e-4 * len(sizes) + 1e-9
 
-    def total(buckets):
-        return sum(min(cropped_share(size, b) for b in buckets) for size in sizes)
 
-    best = min(total(some) for count in range(1, most + 1) for some in itertools.combinations(every, count))
-    assert len(chosen) <= most
-    assert total(chosen) <= best + 5e-4 * len(sizes) + 1e-9
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1500, 5000), st.integers(1500, 5000)), min_size=1, max_size=30),
+       st.sampled_from([(96, 16), (64, 16), (512, 64), (512, 16), (1024, 16), (1024, 64)]))
+def test_no_fixed_list_keeps_more_with_as_many_sizes(sizes, family):
+    resolution, multiple = family
+    for name, fixed in fixed_lists(resolution, multiple).items():
+        used = {assign(size, fixed, upscale=True).bucket for size in sizes}
+        chosen, proven = choose_with_bound(sizes, resolution=resolution, multiple=multiple, most=len(used), upscale=True)
+        assert proven and cost(sizes, chosen, resolution, multiple) <= cost(sizes, list(used), resolution, multiple) + 5e-4 * len(sizes) + 1e-9, name
+
+
+def test_a_size_of_fewer_pixels_is_taken_where_it_shows_more():
+    report = report_buckets(records([(838, 1024)]), resolution=96, multiple=16, most=8)
+    own, *others = report.compared
+    assert own.mean < 0.03 and all(own.mean <= other.mean for other in others)
+    assert own.size == pytest.approx(80 * 96 / 96**2) and any("83%" in line for line in table(report))
+
+
+def test_what_is_not_proven_is_not_claimed():
+    fine = [(9000, 7000), (6000, 8000)]
+    assert choose_with_bound(fine, resolution=4096, multiple=8, most=2, upscale=True)[1] is False
+    assert "may keep a little more" in table(report_buckets(records([(60, 90)] * 3), resolution=96, multiple=16, most=2))[-1]
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,10 +105,7 @@ def bucket_sides(bucket):
 def test_more_buckets_never_lose_more():
     draws = random.Random(3)
     sizes = [(draws.randint(700, 2000), draws.randint(700, 2000)) for _ in range(200)]
-    lost = []
-    for most in range(1, 10):
-        buckets = choose_buckets(sizes, resolution=512, multiple=16, most=most, upscale=True)
-        lost.append(sum(min(cropped_share(size, b) for b in buckets) for size in sizes))
+    lost = [cost(sizes, choose_buckets(sizes, resolution=512, multiple=16, most=most, upscale=True), 512, 16) for most in range(1, 10)]
     assert all(b <= a + 1e-9 for a, b in itertools.pairwise(lost)) and lost[0] > 2 * lost[-1]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
+import resource
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_tools.atomic_files import write_text
 from data_tools.convert import WRITERS, convert
-from data_tools.errors import DataError
+from data_tools.errors import BrushworkError, DataError
 from data_tools.layouts.caption_files import clean_line
 from data_tools.records import Caption, ImageRecord
 from data_tools.scan import scan_folder
@@ -88,6 +91,41 @@ def test_pictures_are_copied_byte_for_byte_and_the_source_is_not_touched(folder,
     convert(records, tmp_path / "out", "sidecars")
     assert {p: p.read_bytes() for p in folder.rglob("*")} == before
     assert (tmp_path / "out" / "002.png").read_bytes() == (folder / "002.png").read_bytes()
+
+
+@pytest.mark.parametrize("to", ["sidecars", "webdataset", "parquet", "zip"])
+def test_a_full_disk_is_named_by_what_was_to_be_written_and_nothing_stays(folder, tmp_path, to):
+    records = scan_folder(folder, workers=1).records
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(BrushworkError, match="cannot write: .*large") as full:
+            convert(records, tmp_path / "out", to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.value.exit_code == 1 and full.value.where == str(tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(folder, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", lambda path, *a, **k: refuse(path) if path.name.endswith(".partial") else None)
+    with pytest.raises(DataError, match="cannot write: Permission denied") as refusal:
+        convert(scan_folder(folder, workers=1).records, tmp_path / "out", "sidecars")
+    assert refusal.value.where == str(tmp_path / "out")
+
+
+def test_a_file_that_the_disk_does_not_take_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError) as full:
+            write_text(tmp_path / "report.html", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.value.filename == str(tmp_path / "report.html") and not list(tmp_path.iterdir())
 
 
 def test_a_target_that_is_not_empty_is_refused_and_a_failure_leaves_nothing(folder, tmp_path):

@@ -35,6 +35,23 @@ def test_scan_counts_and_lists(folder, capfd):
     assert code == 0 and "left out:" in out and "5 usable" in out
 
 
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_scan_says_once_how_the_folder_was_understood(folder, capfd, options):
+    code, out, err = run(capfd, "scan", folder, *options)
+    assert code == 0 and (out + err).count("layout: ") == 1
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (("buckets", "--fit", "stretch"), "--fit is 'stretch'"), (("report", "--fit", "stretch", "--out", "x.html"), "--fit is 'stretch'"),
+    (("convert", "--to", "nope", "--out", "x"), "unknown layout 'nope'"), (("duplicates", "--sheet", "sheet.txt"), "a contact sheet is a .png or .jpg file"),
+])
+def test_a_wrong_option_is_refused_before_the_pictures_are_looked_at(folder, capfd, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("data_tools.scan.scan_folder", lambda *_, **__: pytest.fail("it looked at the pictures"))
+    code, out, err = run(capfd, arguments[0], folder, *arguments[1:])
+    assert code == 2 and says in err
+
+
 def test_quarantine_and_back(folder, tmp_path, capfd):
     (folder / "bad.jpg").write_bytes(b"")
     assert len(data(capfd, "scan", folder, "--quarantine", tmp_path / "aside")["moved"]) == 1

@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.buckets import assign, choose_buckets
+from data_tools.bucket_choice import choose_buckets
+from data_tools.buckets import assign
 from data_tools.resolutions import fills, place_at_each
 
 sizes = st.lists(st.tuples(st.integers(40, 700), st.integers(40, 700)), min_size=1, max_size=8)

@@ -15,7 +15,8 @@ from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import usual_size
 from finetune.preference import latent_codec
 from finetune.preference.candidate_folder import CandidateFolder
-from finetune.preference.candidates import AdapterUse, CandidateSettings, Prompt, make_candidates, parse_variants, read_prompts
+from finetune.preference.candidate_requests import AdapterUse, Prompt, parse_variants, read_prompts
+from finetune.preference.candidates import CandidateSettings, make_candidates
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.rewards.features import build_features
 from tests.preference.conftest import SIZE

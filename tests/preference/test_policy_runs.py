@@ -25,7 +25,8 @@ from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import LoadedAdapter, draw_from_files
 from finetune.objectives import LossWeighting
 from finetune.preference.candidate_folder import CandidateFolder
-from finetune.preference.candidates import CandidateSettings, Prompt, make_candidates, parse_variants, prompt_id
+from finetune.preference.candidate_requests import Prompt, parse_variants, prompt_id
+from finetune.preference.candidates import CandidateSettings, make_candidates
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.policy.denoiser import Denoiser
 from finetune.preference.policy.grpo import GRPO

@@ -1,5 +1,6 @@
 """The plan: estimates from configurations alone, settings that fit, and the truth beside the estimate."""
 
+import itertools
 import json
 import sys
 import time
@@ -120,6 +121,25 @@ def test_the_autoencoder_counts_while_pictures_are_drawn(ground, every):
     assert more == {"training": 0, "drawing samples": 4 * (80_000_000 - surveyed.surroundings.vae_parameters), "proof": more["drawing samples"]}
     beside_the_model = made.phases_bytes["drawing samples"] - made.memory_bytes["libraries"] - made.memory_bytes["weights"] - made.memory_bytes["adapter"] - made.memory_bytes["autoencoder"]
     assert (beside_the_model - surveyed.surroundings.decode_bytes >= made.memory_bytes["optimizer"]) is bool(every), "on the way the optimizer is there too"
+
+
+@pytest.mark.parametrize(("busiest", "encoded", "every", "large"), [
+    ("training", False, 0, {}), ("training", True, 5, {}), ("proof", True, 0, {"vae_parameters": 80_000_000, "decode_bytes": 0}),
+    ("encoding captions", False, 0, {"text_parameters": 1 << 30}), ("drawing samples", True, 5, {"decode_bytes": 8e9}),
+])
+def test_the_parts_at_the_peak_add_up_to_it(ground, busiest, encoded, every, large):
+    from finetune.cli.plan import _lines
+
+    surveyed, recipe = ground
+    recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"every": every})})
+    surveyed = replace(surveyed, surroundings=replace(surveyed.surroundings, later_bytes=65 << 20, **large))
+    made = estimate(surveyed, recipe, Hold("fp32", torch.float32, ""), 0, 1 << 40, encoded=encoded)
+    assert sum(made.peak_parts_bytes.values()) == made.memory_bytes["peak"] == made.phases_bytes[busiest]
+    assert made.phases_bytes["training"] == sum(size for part, size in made.memory_bytes.items() if part not in ("autoencoder", "encoders", "peak"))
+    lines = _lines(made)
+    shown = lines[lines.index(next(line for line in lines if line.startswith("memory:"))) + 1:]
+    parts = [line.split() for line in itertools.takewhile(lambda line: line.startswith("  "), shown)]
+    assert sum(float(words[-2]) * {"MiB": 1, "GiB": 1024}[words[-1]] for words in parts) == pytest.approx(made.memory_bytes["peak"] / 2**20, abs=11)
 
 
 def test_every_checkpointed_block_saves_memory_and_costs_work():

@@ -8,7 +8,8 @@ import pytest
 from finetune.errors import BadInput
 from finetune.training.plan import estimate, resolved_hold
 from finetune.training.plan_ground import Ground
-from finetune.training.plan_fit import WAYS_OUT, Choice, _groups, changes, fitted, refusal, size_in_bytes, too_large
+from finetune.training.byte_sizes import size_in_bytes
+from finetune.training.plan_fit import WAYS_OUT, Choice, _groups, changes, fitted, refusal, too_large
 
 
 def with_training(recipe, **values):

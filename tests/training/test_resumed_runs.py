@@ -121,6 +121,16 @@ def test_a_complete_run_is_not_taken_up_again_unless_it_gets_more_steps(unbroken
     assert result.resumed_from == 12 and len(log_of(run)) == 14
 
 
+def test_fewer_steps_than_are_done_are_a_conflict_and_leave_the_run_as_it_was(unbroken, tiny_base, pictures, encodings_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run)
+    before = (run / "recipe.toml").read_bytes()
+    with pytest.raises(RunFolderError, match="training.steps is 5, and this run has done 12 steps already") as refusal:
+        train(small_recipe(tiny_base, pictures, training__steps=5), run, resume=True, cache_folder=encodings_folder)
+    assert "more than 12" in refusal.value.fix and "--out" in refusal.value.fix
+    assert (run / "recipe.toml").read_bytes() == before
+
+
 def test_a_folder_with_a_run_in_it_is_refused_without_resume_and_nothing_in_it_changes(unbroken, tiny_base, pictures):
     out, _ = unbroken
     before = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != "lock")).hexdigest()

@@ -62,7 +62,7 @@ def test_no_picture_is_given_a_size_that_the_base_has_no_positions_for(tmp_path)
     def sizes(limits):
         return {(bucket.height, bucket.width) for picture in build_training_set(recipe, facts, Progress(), limits=limits).pictures for bucket in [picture.placement.bucket]}
 
-    assert sizes(NO_LIMITS) == {(64, 256)} and sizes(PictureLimits(side=160)) == {(96, 160)}
+    assert sizes(NO_LIMITS) == {(64, 256)} and sizes(PictureLimits(side=160)) == {(80, 160)}
     with pytest.raises(BadInput, match="64 pixels a side") as refusal:
         sizes(PictureLimits(side=64))
     assert refusal.value.where == "data.resolution"

@@ -40,7 +40,7 @@ from finetune.training.lr_schedules import learning_rate_factor
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.optimizers import build_optimizer, choose_optimizer
 from finetune.training.quantiser_library import require_kernels
-from finetune.training.resume import find_checkpoint
+from finetune.training.resume import check_steps, find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.step import StepNumbers, optimizer_step
 from finetune.training.sharding import check_launch
@@ -106,6 +106,7 @@ def _check_folder(run: RunFolder, settings: PreferenceSettings, resume: bool) ->
     changes = settings.differences(read_settings(settings_file(run)))
     if changes:
         raise RunFolderError("the run was started with other settings: " + "; ".join(changes), where=str(run.path), fix="set them back, or start a new run with --out")
+    check_steps(run, settings.steps, "--steps")
 
 
 def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -> Job:
@@ -212,7 +213,7 @@ def _method(settings: PreferenceSettings, denoiser: Denoiser, loaded: LoadedBase
 
 def _learn(job: Job, resume: bool, stop: StopRequest, progress: Progress) -> int | None:
     """The loop: step, log, check every so often, save with each check. Returns the step that was resumed from."""
-    checkpoint = find_checkpoint(job.run, job.settings.steps, progress) if resume else None
+    checkpoint = find_checkpoint(job.run, progress) if resume else None
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
