@@ -22,6 +22,7 @@ from torch import nn
 
 from data_tools.progress import Progress
 from finetune.errors import BadInput
+from finetune.families.autoencoder_format import compute_in
 from finetune.families.loading import weight_files
 from finetune.families.mapped_pages import mapped_range, release_pages, trim_heap
 from finetune.families.protocol import FamilyFacts
@@ -107,7 +108,7 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
     else:
         pipeline = base.family.load(base.folder, parts, None)
         if hold.compute != torch.float32 and draws:
-            pipeline.vae.to(hold.compute)
+            compute_in(pipeline.vae, hold.compute)
         hold_weights(pipeline.transformer, base, hold, device, cache_folder, progress)
     if not stay:
         pipeline.to(device)

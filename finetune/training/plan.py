@@ -73,7 +73,7 @@ class Plan:
 def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
     """The plan for these settings. encoded: as if everything were in the cache, so that no encoder will be loaded."""
     facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
-    compute_bytes = float(torch.finfo(hold.compute).bits // 8)
+    compute_bytes, vae_bytes = float(torch.finfo(hold.compute).bits // 8), around.vae_bytes(hold.compute)
     cost = ground.cost(recipe, hold, checkpointed > 0)
     trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), adapter_size(recipe))
     if recipe.adapter.text_encoders:
@@ -85,7 +85,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
-        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
+        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * vae_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
         "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
@@ -98,10 +98,10 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     encoded = encoded or ground.encoded
     # The autoencoder is there while pictures are encoded or drawn; what those import stays.
     training = sum(parts.values()) - parts["autoencoder"] + (0 if encoded and not recipe.samples.every else around.later_bytes)
-    phases = {"training": training} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, compute_bytes, encoded)
+    phases = {"training": training} | around.phases(weights + trainable * 4 + parts["libraries"] - around.library_bytes, text_bytes, vae_bytes, encoded)
     if recipe.samples.every:
         # On the way: where activations and gradients were.
-        phases["drawing samples"] = training - parts["activations"] - parts["gradients"] + parts["autoencoder"] + around.decode_bytes * compute_bytes / 4
+        phases["drawing samples"] = training - parts["activations"] - parts["gradients"] + parts["autoencoder"] + around.decode_bytes * vae_bytes / 4
     passing = device.type == "cuda" and phases.get("encoding captions", 0) > budget
     if passing:
         phases["encoding captions"] = budget  # `place_encoders`
