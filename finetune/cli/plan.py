@@ -49,7 +49,7 @@ def plan(
 
 
 def _lines(made: Plan) -> list[str]:
-    from finetune.training.plan_fit import size_text
+    from finetune.training.plan_fit import host_need, size_text
 
     width = max(map(len, made.memory_bytes))
     disk = {name: size for name, size in made.disk_bytes.items() if name != "total" and size}
@@ -59,8 +59,9 @@ def _lines(made: Plan) -> list[str]:
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
         f"settings: weights {settings['hold']}, {settings['checkpointed_blocks']} of {settings['blocks']} blocks checkpointed, batch {settings['batch_size']} x {settings['accumulation']}, "
         f"{settings['kind']} of rank {settings['rank']}, {settings['optimizer']}, pictures of {', '.join(sizes[:4])}{f' and {len(sizes) - 4} more sizes' if len(sizes) > 4 else ''}",
-        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
+        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits_device else 'DOES NOT FIT'} (the most of it while: {max(made.phases_bytes, key=made.phases_bytes.get)})",
         *(f"  {name:{width}}  {size_text(size)}" for name, size in made.memory_bytes.items() if name != "peak"),
+        *([f"and {host_need(made)}: {'fits' if made.fits_host else 'DOES NOT FIT'}"] if made.host_bytes else []),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
         f"disk: {size_text(sum(disk.values()))} ({', '.join(parts)})",
     ]

@@ -190,6 +190,21 @@ class PinnedMemory:
         return piece.copy_(weight)
 
 
+def pinned_bytes(model: nn.Module, facts: FamilyFacts, hold: Hold, device: torch.device, file_bytes: float) -> int:
+    """Host memory that the weights of this model take, held so: whole blocks, as `PinnedMemory` takes them. file_bytes: of a number in
+    the transformer's file."""
+    if device.type != "cuda" or hold.name != "streamed":
+        return 0
+    whole, taken, end = 0, 0, 0
+    for linear in held_linears(model, facts).values():
+        size = int(linear.weight.numel() * min(file_bytes, hold.compute.itemsize))
+        if taken + size > end:
+            taken, end = 0, max(PinnedMemory.BLOCK_BYTES, size)
+            whole += end
+        taken += -(-size // PinnedMemory.ALIGNMENT) * PinnedMemory.ALIGNMENT
+    return whole
+
+
 def mapped_files(base: BaseModel) -> list[range]:
     """Addresses of the files that the transformer's weights are mapped from."""
     return [mapped_range(path) for path in weight_files(base.folder / "transformer")]

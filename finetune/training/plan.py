@@ -18,7 +18,7 @@ from finetune.training.adapter_size import adapter_size
 from finetune.training.encoding_cache import MEMORY_BYTES, default_cache_folder
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import QUANTISED, Hold, choose_hold
+from finetune.training.placement import QUANTISED, Hold, choose_hold, pinned_bytes
 from finetune.training.plan_ground import Ground, available_bytes, survey
 from finetune.training.precision import choose_base_dtype, choose_precision
 from finetune.training.sharding import Sharding, check_divisible, divided_bytes, proof_hold
@@ -46,7 +46,8 @@ class Saving:
 @dataclass(frozen=True)
 class Plan:
     """memory_bytes: by part, `peak` is the largest of the phases.  settings: what the run will use where a recipe says "auto".
-    budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know."""
+    budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know.
+    host_bytes, host_budget_bytes: of weights that wait in pinned host memory for a GPU, and what there is for them."""
 
     device: str
     parameters: int
@@ -60,10 +61,20 @@ class Plan:
     settings: dict[str, Any]
     savings: list[Saving] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    host_bytes: int = 0
+    host_budget_bytes: int = 0
+
+    @property
+    def fits_device(self) -> bool:
+        return self.memory_bytes["peak"] <= self.budget_bytes
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_bytes <= self.host_budget_bytes
 
     @property
     def fits(self) -> bool:
-        return self.memory_bytes["peak"] <= self.budget_bytes
+        return self.fits_device and self.fits_host
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; the keys that `brushwork plan --json` prints and `plan.json` holds."""
@@ -111,12 +122,13 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
         ground.model, facts, proof_as, recipe, around)
     memory = {name: int(size) for name, size in parts.items()} | {"encoders": int(phases.get("encoding captions", 0)), "peak": int(max(phases.values()))}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
+    pinned = pinned_bytes(ground.model, facts, hold, device, around.file_bytes)
     seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
                 {name: int(size) for name, size in phases.items()}, int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
                 {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
                  "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
-                notes=_notes(ground, recipe, cost.traced, seconds, whole, passing))
+                notes=_notes(ground, recipe, cost.traced, seconds, whole, passing), host_bytes=pinned, host_budget_bytes=available_bytes(torch.device("cpu")) if pinned else 0)
 
 
 def _notes(ground: Ground, recipe: Recipe, traced: bool, seconds: float, whole: float, passing: bool) -> list[str]:
