@@ -19,6 +19,7 @@ from accelerate.utils.memory import clear_device_cache
 from data_tools.progress import Progress
 from finetune.errors import TrainingError
 from finetune.families.protocol import Conditioning, LatentDistribution
+from finetune.families.text_encoding import is_finite
 from finetune.offload import place_encoders
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
 from finetune.training.encoding_claims import Claims
@@ -177,7 +178,7 @@ class _TextEncoders:
         """One Conditioning a prompt. Where fp16 is too small for what the encoders compute, from here on in float32.
         Raises TrainingError for a prompt that gives numbers that are not finite all the same."""
         encoded = self._encoded(prompts)
-        bad = [prompt for prompt, conditioning in zip(prompts, encoded, strict=True) if not _is_finite(conditioning)]
+        bad = [prompt for prompt, conditioning in zip(prompts, encoded, strict=True) if not is_finite(conditioning)]
         if bad and self.dtype == torch.float16:
             self.progress.say("the text encoders overflow in fp16: they go on in float32, which takes twice the memory")
             self.dtype, self._pipeline = torch.float32, None
@@ -193,10 +194,6 @@ class _TextEncoders:
             if waiting_bytes := place_encoders(self._pipeline, self.device):
                 self.progress.say(f"{waiting_bytes / 2**30:.1f} GiB of the text encoders do not fit the free memory of the GPU: their weights come one by one, which takes longer")
         return self.base.family.encode_prompts(self._pipeline, prompts)
-
-
-def _is_finite(conditioning: Conditioning) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in conditioning.tensors.values() if tensor.is_floating_point())
 
 
 def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], data: DataSettings, cache: EncodingCache,

@@ -8,8 +8,11 @@ import torch
 
 from data_tools.progress import Progress
 from finetune.errors import TrainingError
+from finetune import generation
 from finetune.families.base_models import locate_base
 from finetune.families.protocol import Conditioning
+from finetune.generation import encode_texts
+from finetune.sampling import PictureRequest
 from finetune.training.encode import encode_prompts
 from finetune.training.encoding_cache import EncodingCache
 
@@ -51,3 +54,12 @@ def test_what_is_never_finite_is_named_and_not_kept(tiny_base, tmp_path, dtype):
     with pytest.raises(TrainingError, match="'a loud cat'"):
         encode_prompts(base, ["a loud cat"], EncodingCache(tmp_path), torch.device("cpu"), dtype, Told())
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_prompts_to_draw_are_encoded_in_float32_too_where_fp16_overflows(tiny_base):
+    base, loaded = base_with(tiny_base, {torch.float16})
+    request, cpu = PictureRequest("a loud cat", 1, 32, 32), torch.device("cpu")
+    of_texts = encode_texts(base, ["a loud cat"], torch.float16, cpu)
+    _, of_requests = generation._encode(base, {}, [{}], [request], None, torch.float16, cpu, Told())
+    assert loaded == [torch.float16, torch.float32] * 2
+    assert all(encoded["a loud cat"].tensors["states"].isfinite().all() for [encoded] in (of_texts, of_requests))
