@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from finetune.adapters.attach import attach_together, check_strength, set_weight
 from finetune.adapters.text_encoders import attach_encoders, detach_encoders
 from finetune.errors import AdapterError
 from finetune.families.picture_limits import picture_limits
+from finetune.families.text_encoding import is_finite
 from finetune.offload import place_encoders, take_turns
 from finetune.sampling import PictureRequest, check_request, draw, encode_all, prompts_of
 from finetune.thinking.tokens import ThinkingTokens, conditionings_with_tokens, tokens_of
@@ -91,7 +92,12 @@ def encode_texts(base: BaseModel, texts: Sequence[str], dtype: torch.dtype, devi
     encoded = _encoded(base, pipeline, texts, worn)
     del pipeline
     clear_device_cache(garbage_collection=True)
-    return encoded
+    return encode_texts(base, texts, torch.float32, device, worn) if _overflowed(encoded, dtype) else encoded
+
+
+def _overflowed(encoded: Iterable[Mapping[str, Conditioning]], dtype: torch.dtype) -> bool:
+    """Whether text encoders that computed in this format would give finite numbers in a larger one."""
+    return dtype == torch.float16 and not all(is_finite(conditioning) for texts in encoded for conditioning in texts.values())
 
 
 @torch.no_grad()
@@ -188,4 +194,6 @@ def _encode(base: BaseModel, adapters: Mapping[str, LoadedAdapter], weight_sets:
         advance(len(prompts_of(requests)))
     del pipeline
     clear_device_cache(garbage_collection=True)
+    if _overflowed(encoded, dtype):
+        encoded = encode_texts(base, prompts_of(rewritten), torch.float32, device, worn)
     return rewritten, encoded

@@ -18,6 +18,13 @@ WAITING = torch.device("cpu")
 FOR_WEIGHTS = 0.85
 
 
+def bring(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On `device`. A GPU is not waited for: from ordinary memory a copy would begin when all that it was given is done, and nothing
+    more would be given to it before that."""
+    waits = device.type != "cuda" or tensor.device.type != "cpu"
+    return tensor.to(device) if waits else tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Turn(ModelHook):
     """Brings its part to `execution_device` (the name that diffusers looks for) after the other parts have left it."""
 

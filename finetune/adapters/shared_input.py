@@ -3,11 +3,14 @@
 Queries, keys and values are three layers on one input. Layer by layer, autograd makes and adds up nine skinny products and
 scaled copies of every output and input gradient. Here the A factors are one matrix, scales are folded into the products,
 and gradients of the input are summed where they are computed. Same function, same gradients to rounding.
+
+Under autocast peft casts the input of each layer to the factors' float32, and autocast casts it back, for each layer once
+more. Here it is cast once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +19,15 @@ from torch import Tensor, nn
 
 # peft's layers with an ordinary LoRA beside a linear one, by what holds the base's weight.
 LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
+# What autocast casts; it leaves float64 as it is.
+CAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class _Layer(NamedTuple):
-    """weight(dtype, device) -> (out, in), bias: (out,) or None, both frozen.  a: (r, in), b: (out, r).  scale: of b a x."""
+    """weight(dtype, device) -> (out, in), bias: (out,) or None, both frozen.  a: (r, in), b: (out, r).  scale: of b a x.
+
+    a, b and bias may be in other formats than the input, in whose format all products are taken.
+    """
 
     weight: Callable[[torch.dtype, torch.device], Tensor]
     bias: Tensor | None
@@ -33,14 +41,14 @@ class _SharedInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[_Layer], *trained: Tensor) -> tuple[Tensor, ...]:
-        down = torch.cat([layer.a for layer in layers]) if len(layers) > 1 else layers[0].a
-        low = x.mm(down.t())
+        down = (torch.cat([layer.a for layer in layers]) if len(layers) > 1 else layers[0].a).to(x.dtype)
+        low, ups = x.mm(down.t()), [layer.b.to(x.dtype) for layer in layers]
         outputs = []
-        for layer, part in zip(layers, low.split([len(layer.a) for layer in layers], dim=1), strict=True):
+        for layer, part, up in zip(layers, low.split([len(layer.a) for layer in layers], dim=1), ups, strict=True):
             weight = layer.weight(x.dtype, x.device).t()
             output = x.mm(weight) if layer.bias is None else torch.addmm(layer.bias.to(x.dtype), x, weight)
-            outputs.append(output.addmm_(part, layer.b.t(), alpha=layer.scale))
-        ctx.save_for_backward(x, low, down, *(layer.b for layer in layers))
+            outputs.append(output.addmm_(part, up.t(), alpha=layer.scale))
+        ctx.save_for_backward(x, low, down, *ups)
         ctx.ranks, ctx.layers = [len(layer.a) for layer in layers], [(layer.weight, layer.scale) for layer in layers]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -55,8 +63,9 @@ class _SharedInput(torch.autograd.Function):
             if gradient is None:
                 found.append(None)
                 continue
-            found.append(gradient.t().mm(part).mul_(scale))
-            part_gradient.copy_(gradient.mm(up)).mul_(scale)
+            # Scaled in the product: what is rounded to 16 bits first can be infinite.
+            found.append(torch.empty_like(up).addmm_(gradient.t(), part, beta=0, alpha=scale))
+            part_gradient.addmm_(gradient, up, beta=0, alpha=scale)
             if ctx.needs_input_grad[0]:
                 weight = weight_in(x.dtype, x.device)
                 x_gradient = gradient.mm(weight) if x_gradient is None else x_gradient.addmm_(gradient, weight)
@@ -67,13 +76,19 @@ class _SharedInput(torch.autograd.Function):
         return (x_gradient, None, *(gradient for pair in pairs for gradient in pair))
 
 
-def _plain_lora(layer: nn.Module, x: Tensor) -> _Layer | None:
-    """The layer's parts when it is a frozen linear layer with exactly one ordinary LoRA, all computed in the format of `x`; else None.
+def autocast_format(x: Tensor) -> torch.dtype | None:
+    """In which autocast takes products with `x`; None where it does nothing to them."""
+    is_mixed = not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype in CAST
+    return torch.get_autocast_dtype(x.device.type) if is_mixed else None
+
+
+def _plain_lora(layer: nn.Module, formats: Collection[torch.dtype]) -> _Layer | None:
+    """The layer's parts when it is a frozen linear layer with exactly one ordinary LoRA, all in one of `formats`; else None.
 
     A base layer that keeps its weight in another format has a method `expanded` that gives it in the one asked for.
     """
     base = getattr(layer, "base_layer", None)
-    is_plain = type(base) is nn.Linear and base.weight.dtype == x.dtype
+    is_plain = type(base) is nn.Linear and base.weight.dtype in formats
     if not (is_plain or hasattr(base, "expanded")) or base.weight.requires_grad or layer.merged or layer.disable_adapters:
         return None
     names = [name for name in layer.active_adapters if name in getattr(layer, "lora_A", ())]
@@ -81,20 +96,22 @@ def _plain_lora(layer: nn.Module, x: Tensor) -> _Layer | None:
         return None
     name = names[0]
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    if type(dropout) is not nn.Identity or a.bias is not None or b.bias is not None or not a.weight.dtype == b.weight.dtype == x.dtype:
+    if type(dropout) is not nn.Identity or a.bias is not None or b.bias is not None or a.weight.dtype not in formats or b.weight.dtype not in formats:
         return None
-    return _Layer((lambda *_: base.weight) if is_plain else base.expanded, base.bias, a.weight, b.weight, float(layer.scaling[name]))
+    # A weight that has to be cast is cast again for the backward pass: kept, the casts would be a second base.
+    weight = (lambda dtype, _: base.weight.to(dtype)) if is_plain else base.expanded
+    return _Layer(weight, base.bias, a.weight, b.weight, float(layer.scaling[name]))
 
 
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     """[layer(x) for layer in layers], as one product where all of them are frozen linear layers with one plain LoRA each.
 
-    x: (..., in).  Anything else (no adapter, several, DoRA, dropout, quantised weights, autocast, another format) is left to the layers.
+    x: (..., in).  Anything else (no adapter, several, DoRA, dropout, another format that autocast does not cast) is left to the layers.
     """
+    mixed = autocast_format(x)
     is_watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    is_mixed = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    parts = [] if is_watched or is_mixed else [_plain_lora(layer, x) for layer in layers]
+    parts = [] if is_watched else [_plain_lora(layer, (x.dtype,) if mixed is None else CAST) for layer in layers]
     if not parts or any(part is None for part in parts):
         return [layer(x) for layer in layers]
-    outputs = _SharedInput.apply(x.reshape(-1, x.shape[-1]), parts, *(factor for part in parts for factor in (part.a, part.b)))
+    outputs = _SharedInput.apply(x.reshape(-1, x.shape[-1]).to(mixed or x.dtype), parts, *(factor for part in parts for factor in (part.a, part.b)))
     return [output.view(*x.shape[:-1], -1) for output in outputs]

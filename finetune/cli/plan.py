@@ -56,6 +56,7 @@ def plan(
 
 def _lines(made: Plan) -> list[str]:
     from finetune.training.byte_sizes import size_text
+    from finetune.training.plan_fit import host_need
 
     parts, busiest = made.peak_parts_bytes, max(made.phases_bytes, key=made.phases_bytes.get)
     width = max(map(len, parts))
@@ -66,9 +67,10 @@ def _lines(made: Plan) -> list[str]:
         f"{made.parameters:,} parameters, {made.trainable:,} of them trained, on {made.device}",
         f"settings: weights {settings['hold']}, {settings['checkpointed_blocks']} of {settings['blocks']} blocks checkpointed, batch {settings['batch_size']} x {settings['accumulation']}, "
         f"{settings['kind']} of rank {settings['rank']}, {settings['optimizer']}, pictures of {', '.join(sizes[:4])}{f' and {len(sizes) - 4} more sizes' if len(sizes) > 4 else ''}",
-        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits else 'DOES NOT FIT'} (the most of it while: {busiest})",
+        f"memory: {size_text(made.memory_bytes['peak'])} of {size_text(made.budget_bytes)}: {'fits' if made.fits_device else 'DOES NOT FIT'} (the most of it while: {busiest})",
         *(f"  {name.replace('_', ' '):{width}}  {size_text(size)}" for name, size in parts.items()),
         "other times: " + ", ".join(f"{phase} {size_text(size)}" for phase, size in made.phases_bytes.items() if phase != busiest),
+        *([f"and {host_need(made)}: {'fits' if made.fits_host else 'DOES NOT FIT'}"] if made.host_bytes else []),
         f"a step: {made.seconds_per_step:.2f} s, {made.flops_per_step / 1e12:.2f} TFLOP",
         f"disk: {size_text(sum(disk.values()))} ({', '.join(on_disk)})",
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class CogView4:
     def predict(self, transformer: Any, noisy: Tensor, level: NoiseLevel, conditionings: Sequence[Conditioning],
                 geometries: Sequence[PictureGeometry]) -> Tensor:
         lengths = [len(c.tensors["states"]) for c in conditionings]
+        if len(set(lengths)) == 1:
+            return self._predict(transformer, noisy, level.timestep, conditionings, geometries)
         groups = [[i for i, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
         parts = [self._predict(transformer, noisy[group], level.timestep[group], [conditionings[i] for i in group], [geometries[i] for i in group])
                  for group in groups]
@@ -94,11 +97,19 @@ class CogView4:
             latent_channels=config["in_channels"], latent_factor=8)
 
     def prepare(self, transformer: Any, checkpointed_blocks: int) -> None:
+        # The library makes the tables of angles in host memory and brings them to the device twice in every block (diffusers 0.42.1).
+        transformer.rope.forward = MethodType(_angles, transformer.rope)
         checkpoint_blocks(transformer.transformer_blocks, checkpointed_blocks)
         transformer.train()
 
     def token_counts(self, pipeline: Any, prompt: str) -> dict[str, tuple[int, int]]:
         return {"GLM": count_tokens(pipeline.tokenizer, prompt, TEXT_LENGTH)}
+
+
+def _angles(self: torch.nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """`CogView4RotaryPosEmbed.forward`, where the pictures are."""
+    cos, sin = type(self).forward(self, hidden_states)
+    return cos.to(hidden_states.device), sin.to(hidden_states.device)
 
 
 FAMILY = CogView4()

@@ -136,8 +136,7 @@ class SingleStreamAttention:
         if freqs_cis is not None:
             query, key = rotate(query, freqs_cis), rotate(key, freqs_cis)
         if attention_mask is not None and attention_mask.ndim == 2:
-            # A mask that hides nothing would only keep attention from its fastest form.
-            attention_mask = None if attention_mask.dtype == torch.bool and not attention_mask.is_meta and attention_mask.all() else attention_mask[:, None, None]
+            attention_mask = attention_mask[:, None, None]
         return project(attend(query, key, value, attention_mask), attn.to_out[0])[0]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import BaseModelError
+from finetune.families.autoencoder_format import compute_in, format_for
 from finetune.families.mapped_pages import mapped_range, release_pages
 from finetune.families.model_index import component_slots, part_of, read_model_index
 from finetune.families.preloading import import_libraries
@@ -174,7 +175,9 @@ def load_diffusers_model(folder: Path, component: type, dtype: torch.dtype | Non
 
     if component.__name__.startswith("Autoencoder"):
         # Autoencoders carry renamed keys from older releases; the library knows them all, and they are small.
-        return component.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+        wanted = torch.float32 if dtype is None else dtype
+        own = format_for(wanted, component.load_config(folder, local_files_only=True))
+        return compute_in(component.from_pretrained(folder, torch_dtype=own, local_files_only=True, use_safetensors=True), wanted)
     config = component.load_config(folder, local_files_only=True)
     with init_empty_weights():
         model = component.from_config(config)

@@ -33,6 +33,11 @@ def stack_padded(conditionings: Sequence[Conditioning], key: str, device: Any, d
     return states, mask
 
 
+def is_finite(conditioning: Conditioning) -> bool:
+    """Whether every number is one. Text encoders that were made in bf16 may overflow in fp16."""
+    return all(bool(tensor.isfinite().all()) for tensor in conditioning.tensors.values() if tensor.is_floating_point())
+
+
 def keep(tensor: Tensor) -> Tensor:
     """A tensor as it is cached: detached, on the CPU, with memory of its own."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

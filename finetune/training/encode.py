@@ -11,13 +11,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from data_tools.progress import Progress
 from finetune.errors import TrainingError
 from finetune.families.protocol import Conditioning, LatentDistribution
+from finetune.families.text_encoding import is_finite
 from finetune.offload import place_encoders
 from finetune.training.encoding_cache import EncodingCache, component_fingerprint, key_of
 from finetune.training.encoding_claims import Claims
@@ -151,22 +153,47 @@ def encode_prompts(base: BaseModel, prompts: Iterable[str], cache: EncodingCache
     waiting = cache.missing(keys.values())
     if not waiting:
         return keys
-    prompt_of, pipeline = {key: prompt for prompt, key in keys.items()}, None
+    prompt_of, encoders = {key: prompt for prompt, key in keys.items()}, _TextEncoders(base, device, dtype, progress)
     with progress.phase("encoding captions", len(waiting)) as advance, Claims(cache) as claims, torch.no_grad():
         while waiting:
             unmade = claims.unmade(waiting)
             while some := list(islice(unmade, PROMPTS_AT_ONCE)):
-                if pipeline is None:
-                    pipeline = base.family.load(base.folder, frozenset({"text"}), dtype)
-                    if waiting_bytes := place_encoders(pipeline, device):
-                        progress.say(f"{waiting_bytes / 2**30:.1f} GiB of the text encoders do not fit the free memory of the GPU: their weights come one by one, which takes longer")
-                encoded = base.family.encode_prompts(pipeline, [prompt_of[key] for key in some])
+                encoded = encoders.encode([prompt_of[key] for key in some])
                 for key, conditioning in zip(some, encoded, strict=True):
                     cache.put(key, dict(conditioning.tensors))
                     claims.made(key)
                 advance(len(some))
             waiting = _left_to_others(cache, claims, waiting)
     return keys
+
+
+class _TextEncoders:
+    """The base's text encoders, loaded when something is to be encoded."""
+
+    def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype, progress: Progress):
+        self.base, self.device, self.dtype, self.progress = base, device, dtype, progress
+        self._pipeline: Any = None
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """One Conditioning a prompt. Where fp16 is too small for what the encoders compute, from here on in float32.
+        Raises TrainingError for a prompt that gives numbers that are not finite all the same."""
+        encoded = self._encoded(prompts)
+        bad = [prompt for prompt, conditioning in zip(prompts, encoded, strict=True) if not is_finite(conditioning)]
+        if bad and self.dtype == torch.float16:
+            self.progress.say("the text encoders overflow in fp16: they go on in float32, which takes twice the memory")
+            self.dtype, self._pipeline = torch.float32, None
+            clear_device_cache(garbage_collection=True)
+            return self.encode(prompts)
+        if bad:
+            raise TrainingError(f"the text encoders gave numbers that are not finite for the caption {bad[0]!r}", where=str(self.base.folder), fix="check the base's text encoders, or set base.dtype = fp32")
+        return encoded
+
+    def _encoded(self, prompts: Sequence[str]) -> list[Conditioning]:
+        if self._pipeline is None:
+            self._pipeline = self.base.family.load(self.base.folder, frozenset({"text"}), self.dtype)
+            if waiting_bytes := place_encoders(self._pipeline, self.device):
+                self.progress.say(f"{waiting_bytes / 2**30:.1f} GiB of the text encoders do not fit the free memory of the GPU: their weights come one by one, which takes longer")
+        return self.base.family.encode_prompts(self._pipeline, prompts)
 
 
 def encode_everything(base: BaseModel, training_set: TrainingSet, extra_prompts: Iterable[str], data: DataSettings, cache: EncodingCache,

@@ -15,7 +15,8 @@ import torch
 from data_tools.progress import Progress
 from finetune.errors import Interrupted, TrainingError
 from finetune.families.protocol import Conditioning, ModelFamily, PictureGeometry
-from finetune.objectives import Objective
+from finetune.objectives import NoiseLevel, Objective
+from finetune.offload import bring
 from finetune.randomness import generator, stable_seed
 from finetune.recipe import Recipe
 from finetune.training.batches import BatchOrder, Sample
@@ -61,13 +62,13 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pictures of one bucket as the model gets them. latents, noise: (B, C, h, w) float32.  uniform: (B,) in [0, 1).
+    """Pictures of one bucket as the model gets them, all on its device. noisy, target: (B, C, h, w) float32.  level: of each.
     weights: (B,) factors on the samples' losses.  place_weights: (B, 1, h, w) factors on the squared error at each place, 1 on
     average for each sample; None where all places count alike."""
 
-    latents: torch.Tensor
-    noise: torch.Tensor
-    uniform: torch.Tensor
+    noisy: torch.Tensor
+    target: torch.Tensor
+    level: NoiseLevel
     weights: torch.Tensor
     place_weights: torch.Tensor | None
     conditionings: list[Conditioning]
@@ -121,33 +122,36 @@ def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], position
         spread = torch.randn(encoded.mean.shape, generator=generator(seed, "latent", step, sample.index))
         latents.append(encoded.mean + encoded.std * spread)
         noises.append(sample_noise(job, step, sample.index, encoded.mean.shape))
-    device = job.accelerator.device
+    device, objective = job.accelerator.device, job.objective
     pictures = [job.training_set.pictures[sample.picture] for sample in samples]
     places = _place_weights(job, samples, latents[0].shape[-2:])
+    clean, noise = torch.stack(latents), torch.stack(noises)
+    level = objective.level(positions[[sample.index for sample in samples]], clean)
+    # What is not ready before the prediction would be waited for behind it.
     return MicroBatch(
-        latents=torch.stack(latents).to(device),
-        noise=torch.stack(noises).to(device),
-        uniform=positions[[sample.index for sample in samples]],
-        weights=torch.tensor([picture.weight for picture in pictures]),
-        place_weights=places if places is None else places.to(device),
-        conditionings=[_conditioning(job, step, sample) for sample in samples],
+        noisy=bring(objective.add_noise(clean, noise, level), device),
+        target=bring(objective.target(clean, noise, level), device),
+        level=NoiseLevel(bring(level.sigma, device), bring(level.timestep, device)),
+        weights=bring(objective.weight(level) * torch.tensor([picture.weight for picture in pictures]), device),
+        place_weights=places if places is None else bring(places, device),
+        conditionings=[_brought(_conditioning(job, step, sample), device) for sample in samples],
         geometries=[picture.geometry for picture in pictures],
         dropout_seed=stable_seed(seed, "dropout", step, samples[0].index),
     )
 
 
+def _brought(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    return Conditioning({name: bring(tensor, device) for name, tensor in conditioning.tensors.items()})
+
+
 def sample_losses(job: TrainingJob, batch: MicroBatch) -> torch.Tensor:
     """(B,) weighted mean squared errors, float32, with gradients to the adapter."""
-    level = job.objective.level(batch.uniform, batch.latents)
-    noisy = job.objective.add_noise(batch.latents, batch.noise, level)
     torch.manual_seed(batch.dropout_seed)
-    prediction = job.family.predict(job.transformer, noisy, level, batch.conditionings, batch.geometries)
-    target = job.objective.target(batch.latents, batch.noise, level)
-    errors = (prediction.float() - target).pow(2)
+    prediction = job.family.predict(job.transformer, batch.noisy, batch.level, batch.conditionings, batch.geometries)
+    errors = (prediction.float() - batch.target).pow(2)
     if batch.place_weights is not None:
         errors = errors * batch.place_weights
-    errors = errors.flatten(1).mean(1)
-    return (job.objective.weight(level) * batch.weights).to(errors.device) * errors
+    return batch.weights * errors.flatten(1).mean(1)
 
 
 def learning_rate_at(job: TrainingJob, step: int) -> float:

@@ -22,6 +22,7 @@ from torch import nn
 
 from data_tools.progress import Progress
 from finetune.errors import BadInput
+from finetune.families.autoencoder_format import compute_in
 from finetune.families.loading import weight_files
 from finetune.families.mapped_pages import mapped_range, release_pages, trim_heap
 from finetune.families.protocol import FamilyFacts
@@ -107,7 +108,7 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
     else:
         pipeline = base.family.load(base.folder, parts, None)
         if hold.compute != torch.float32 and draws:
-            pipeline.vae.to(hold.compute)
+            compute_in(pipeline.vae, hold.compute)
         hold_weights(pipeline.transformer, base, hold, device, cache_folder, progress)
     if not stay:
         pipeline.to(device)
@@ -187,6 +188,21 @@ class PinnedMemory:
         piece = self._block[self._taken : self._taken + weight.nbytes].view(weight.dtype).view(weight.shape)
         self._taken += -(-weight.nbytes // self.ALIGNMENT) * self.ALIGNMENT
         return piece.copy_(weight)
+
+
+def pinned_bytes(model: nn.Module, facts: FamilyFacts, hold: Hold, device: torch.device, file_bytes: float) -> int:
+    """Host memory that the weights of this model take, held so: whole blocks, as `PinnedMemory` takes them. file_bytes: of a number in
+    the transformer's file."""
+    if device.type != "cuda" or hold.name != "streamed":
+        return 0
+    whole, taken, end = 0, 0, 0
+    for linear in held_linears(model, facts).values():
+        size = int(linear.weight.numel() * min(file_bytes, hold.compute.itemsize))
+        if taken + size > end:
+            taken, end = 0, max(PinnedMemory.BLOCK_BYTES, size)
+            whole += end
+        taken += -(-size // PinnedMemory.ALIGNMENT) * PinnedMemory.ALIGNMENT
+    return whole
 
 
 def mapped_files(base: BaseModel) -> list[range]:

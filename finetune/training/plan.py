@@ -20,7 +20,7 @@ from finetune.training.data_sources import FolderScans
 from finetune.training.encoding_cache import MEMORY_BYTES, default_cache_folder
 from finetune.training.loop_state import copies_of_weights
 from finetune.training.optimizers import choose_optimizer
-from finetune.training.placement import QUANTISED, Hold, choose_hold
+from finetune.training.placement import QUANTISED, Hold, choose_hold, pinned_bytes
 from finetune.training.plan_ground import Ground, available_bytes, survey
 from finetune.training.precision import choose_base_dtype, choose_precision
 from finetune.training.sharding import Sharding, check_divisible, divided_bytes, proof_hold
@@ -48,7 +48,8 @@ class Saving:
 class Plan:
     """memory_bytes: by part of training, with the autoencoder and the phase of the text encoders beside it; `peak` is the largest of
     the phases.  peak_parts_bytes: what is there at the peak, which is their sum.  settings: what the run will use where a recipe says "auto".
-    budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know."""
+    budget_bytes: memory that it may take.  flops_per_step: with accumulation.  notes: what a reader must know.
+    host_bytes, host_budget_bytes: of weights that wait in pinned host memory for a GPU, and what there is for them."""
 
     device: str
     parameters: int
@@ -63,10 +64,20 @@ class Plan:
     settings: dict[str, Any]
     savings: list[Saving] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    host_bytes: int = 0
+    host_budget_bytes: int = 0
+
+    @property
+    def fits_device(self) -> bool:
+        return self.memory_bytes["peak"] <= self.budget_bytes
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_bytes <= self.host_budget_bytes
 
     @property
     def fits(self) -> bool:
-        return self.memory_bytes["peak"] <= self.budget_bytes
+        return self.fits_device and self.fits_host
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; the keys that `brushwork plan --json` prints and `plan.json` holds."""
@@ -76,7 +87,7 @@ class Plan:
 def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budget: int, encoded: bool = False) -> Plan:
     """The plan for these settings. encoded: as if everything were in the cache, so that no encoder will be loaded."""
     facts, device, around = ground.base.family.facts, ground.device, ground.surroundings
-    compute_bytes = float(torch.finfo(hold.compute).bits // 8)
+    compute_bytes, vae_bytes = float(torch.finfo(hold.compute).bits // 8), around.vae_bytes(hold.compute)
     cost = ground.cost(recipe, hold, checkpointed > 0)
     trainable = plan_model.adapter_parameters(ground.model, resolve_targets(facts, recipe.adapter.targets), adapter_size(recipe))
     if recipe.adapter.text_encoders:
@@ -88,7 +99,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     activations = cost.activation_bytes(checkpointed) * (1 + FRAGMENTS[device.type if cost.traced else "formula"])
     workspace = plan_model.largest_linear(ground.model) * compute_bytes if hold.name != "fp32" else 0
     parts = {
-        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * compute_bytes, "adapter": trainable * 4,
+        "libraries": ground.library_bytes(hold, optimizer), "weights": weights, "autoencoder": around.vae_parameters * vae_bytes, "adapter": trainable * 4,
         "gradients": trainable * 4, "optimizer": trainable * OPTIMIZER_BYTES[optimizer], "activations": activations + workspace,
         "encodings": min(_encodings_bytes(ground), MEMORY_BYTES) if device.type == "cpu" else 0,
     } | plan_extras.weight_copies(recipe, trainable * 4, ground.held_out)
@@ -102,7 +113,7 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     # The autoencoder is there while pictures are encoded or drawn; what those import stays.
     later = {plan_phases.LATER: around.later_bytes}
     training = {name: size for name, size in parts.items() if name != "autoencoder"} | (later if recipe.samples.every or not encoded else {})
-    phases = {"training": training} | around.phases({name: parts[name] for name in ("libraries", "weights", "adapter")}, text_bytes, compute_bytes, encoded)
+    phases = {"training": training} | around.phases({name: parts[name] for name in ("libraries", "weights", "adapter")}, text_bytes, vae_bytes, encoded)
     if recipe.samples.every:
         # On the way: where activations and gradients were.
         without = {name: size for name, size in training.items() if name not in ("activations", "gradients")}
@@ -117,12 +128,13 @@ def estimate(ground: Ground, recipe: Recipe, hold: Hold, checkpointed: int, budg
     totals = {phase: sum(its.values()) for phase, its in whole_phases.items()}
     memory = {name: int(size) for name, size in (parts | training).items()} | {"encoders": totals.get("encoding captions", 0), "peak": max(totals.values())}
     work = cost.work(checkpointed) * recipe.training.accumulation * ground.usual_share
+    pinned = pinned_bytes(ground.model, facts, hold, device, around.file_bytes)
     seconds = recipe.training.accumulation * ground.step_seconds(cost, hold, recipe.training.batch_size, checkpointed) * ground.usual_share
     return Plan(device.type, sum(parameter.numel() for parameter in ground.model.parameters()), trainable, memory,
                 totals, whole_phases[max(totals, key=totals.get)], int(budget), work, seconds, _disk(ground, recipe, trainable, optimizer, hold),
                 {"hold": hold.name, "checkpointed_blocks": min(checkpointed, cost.blocks), "blocks": cost.blocks, "batch_size": recipe.training.batch_size,
                  "accumulation": recipe.training.accumulation, "optimizer": optimizer, "kind": recipe.adapter.kind, "rank": recipe.adapter.rank, "sizes": [list(size) for size in ground.sizes]},
-                notes=_notes(ground, recipe, cost.traced, seconds, whole, passing))
+                notes=_notes(ground, recipe, cost.traced, seconds, whole, passing), host_bytes=pinned, host_budget_bytes=available_bytes(torch.device("cpu")) if pinned else 0)
 
 
 def _notes(ground: Ground, recipe: Recipe, traced: bool, seconds: float, whole: float, passing: bool) -> list[str]:

@@ -40,6 +40,8 @@ WAYS_OUT = {
     "proof": "put the adapter on fewer layers (adapter.targets), or take a smaller base",
 }
 
+WAY_OUT_OF_HOST = "hold the base in nf4 or int8 (base.hold), or take a machine with more memory"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -162,16 +164,21 @@ def changes(made: Plan) -> list[str]:
     return found
 
 
+def host_need(made: Plan) -> str:
+    """Of weights that wait for a GPU: how much they take of how much there is."""
+    return f"{size_text(made.host_bytes)} of host memory, pinned for the weights, of {size_text(made.host_budget_bytes)}"
+
+
 def refusal(made: Plan, fixed: Collection[str] = ()) -> tuple[str, str]:
     """Of a plan that does not fit: what is wrong, and what to do. fixed: as `fitted` was given it."""
     over, settled = too_large(made), [name for name in CHANGEABLE if name in fixed]
-    needs = ", ".join(f"{size_text(size)} while {phase}" for phase, size in over.items())
+    needs = ", ".join([*(f"{size_text(size)} while {phase}" for phase, size in over.items()), *([host_need(made)] if not made.fits_host else [])])
     said = f"nothing fits {size_text(made.budget_bytes)}"
     if made.memory_bytes["libraries"] > made.budget_bytes:
         return f"{said}: the program's libraries alone take {size_text(made.memory_bytes['libraries'])} on this machine", f"no base is small enough: give more memory (this run: {size_text(made.memory_bytes['peak'])})"
-    if over.keys() <= set(ENCODING):
+    if made.fits_host and over.keys() <= set(ENCODING):
         there = "; all else fits here" + (" with " + " ".join(f"--set {change}" for change in changes(made)) if made.savings else "")
         there += ", base.dtype there too" if any(saving.setting == "base.dtype" for saving in made.savings) else ""
         return f"{said}: this run needs {needs}", "; ".join(WAYS_OUT[phase] for phase in over) + there
-    ways = [*(WAYS_OUT[phase] for phase in over), *([f"leave {', '.join(settled)} to --fit"] if settled else [])]
+    ways = [*(WAYS_OUT[phase] for phase in over), *([] if made.fits_host else [WAY_OUT_OF_HOST]), *([f"leave {', '.join(settled)} to --fit"] if settled else [])]
     return f"{said}: with every saving{' that --set leaves' if settled else ''} this run needs {needs}", "; or ".join(dict.fromkeys(ways))

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from finetune.adapters import shared_input
+
 # Of torch's lists for CUDA (ATen/autocast_mode.h), by the names under which models call them.
 PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d"})
 IN_FULL = frozenset({"layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "pow", "__pow__", "rsqrt", "reciprocal", "exp", "log", "sum", "prod", "cumsum", "norm", "softplus"})
@@ -28,13 +30,13 @@ class AsAutocast(TorchFunctionMode):
 
     def __enter__(self) -> AsAutocast:
         # What stands here while a step is traced is no function that a mode is told of.
-        self._attention = F.scaled_dot_product_attention
-        F.scaled_dot_product_attention = self._attend
+        self._attention, self._format = F.scaled_dot_product_attention, shared_input.autocast_format
+        F.scaled_dot_product_attention, shared_input.autocast_format = self._attend, lambda _: self.dtype
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        F.scaled_dot_product_attention = self._attention
+        F.scaled_dot_product_attention, shared_input.autocast_format = self._attention, self._format
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
         return self._attention(*(_cast(states, self.dtype) for states in (query, key, value)), *more, **named)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune.families.autoencoder_format import format_for
 from finetune.families.loading import component_class
 from finetune.families.mapped_pages import trim_heap
 from finetune.families.model_index import component_slots, part_of, read_model_index
@@ -40,7 +41,8 @@ FILE_DTYPES = {"F32": 4.0, "BF16": 2.0, "F16": 2.0, "F64": 8.0}
 class Surroundings:
     """library_bytes: of this process with everything imported that training imports, later_bytes: what encoding and drawing import
     beyond that, where they did not yet (both 0 on a GPU).  file_bytes: of a number in the
-    transformer's file.  text_parameters, vae_parameters: counts.  encode_bytes, decode_bytes: activations of the autoencoder."""
+    transformer's file.  text_parameters, vae_parameters: counts.  encode_bytes, decode_bytes: activations of the autoencoder.
+    vae_overflows: whether it computes in float32 where all else does in fp16."""
 
     library_bytes: int
     file_bytes: float
@@ -51,12 +53,17 @@ class Surroundings:
     live_parameters: int = 0
     live_layers: tuple[tuple[int, ...], ...] = ()
     later_bytes: int = 0
+    vae_overflows: bool = True
 
-    def phases(self, loaded: dict[str, float], text_bytes: float, compute_bytes: float, encoded: bool) -> dict[str, dict[str, float]]:
+    def vae_bytes(self, compute: torch.dtype) -> float:
+        """Of a number of the autoencoder that draws beside a transformer which computes so."""
+        return float(format_for(compute, {"force_upcast": self.vae_overflows}).itemsize)
+
+    def phases(self, loaded: dict[str, float], text_bytes: float, vae_bytes: float, encoded: bool) -> dict[str, dict[str, float]]:
         """Bytes of every phase but training and proof, by part. loaded: transformer, adapter, and the libraries with what the
-        way it is held loads."""
+        way it is held loads.  text_bytes, vae_bytes: of a number there."""
         libraries = {"libraries": self.library_bytes, LATER: self.later_bytes}
-        found = {"drawing samples": libraries | loaded | {"autoencoder": self.vae_parameters * compute_bytes, "decoding": self.decode_bytes * compute_bytes / 4}}
+        found = {"drawing samples": libraries | loaded | {"autoencoder": self.vae_parameters * vae_bytes, "decoding": self.decode_bytes * vae_bytes / 4}}
         if not encoded:
             found["encoding captions"] = libraries | {"text encoders": self.text_parameters * text_bytes}
             found["encoding pictures"] = libraries | {"autoencoder": self.vae_parameters * 4, "encoding": self.encode_bytes}
@@ -87,7 +94,8 @@ def _of_components(base: BaseModel, largest: tuple[int, int]) -> Surroundings:
         elif part_of(slot) == "vae":
             vae = _autoencoder(base.folder / slot, component_class(library, name, base.folder))
     encode, decode = _autoencoder_bytes(vae, base, largest)
-    return Surroundings(0, 0.0, text, sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode, live, tuple(layers))
+    overflows = vae is None or format_for(torch.float16, vae.config) != torch.float16
+    return Surroundings(0, 0.0, text, sum(parameter.numel() for parameter in vae.parameters()) if vae is not None else 0, encode, decode, live, tuple(layers), vae_overflows=overflows)
 
 
 def _text_encoder(folder: Path, component: type) -> torch.nn.Module:

@@ -11,6 +11,7 @@ import torch
 from data_tools.progress import Progress
 from finetune.training.placement import Hold, suits
 from finetune.training.plan import Plan, fewest_checkpoints
+from finetune.training.plan_fit import host_need
 from finetune.training.plan_ground import available_bytes, survey
 from finetune.training.plan_record import write_plan, write_truth
 from finetune.training.preparation import Prepared
@@ -72,7 +73,9 @@ def _earlier_hold(run: RunFolder) -> str | None:
 def _say(made: Plan, progress: Progress) -> None:
     peak, budget = made.memory_bytes["peak"] >> 20, made.budget_bytes >> 20
     progress.say(f"plan: {peak} MiB at the peak, about {made.seconds_per_step:.2f} s a step")
-    if not made.fits:
+    if not made.fits_host:
+        progress.say(f"warning: the plan needs {host_need(made)}; base.hold = nf4 or int8 needs none")
+    if not made.fits_device:
         progress.say(f"warning: the plan needs {peak} MiB and {budget} MiB are free; `brushwork plan --fit {max(budget >> 10, 1)}GB` shows settings that fit")
 
 

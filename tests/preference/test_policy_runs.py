@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.policy.denoiser import Denoiser
 from finetune.preference.policy.grpo import GRPO
 from finetune.preference.policy.paths import path_for
+from finetune.preference.policy import run as run_module
 from finetune.preference.policy.run import train_preference
 from finetune.preference.policy.settings import build_settings
 from finetune.preference.rewards.features import build_features
@@ -238,6 +240,23 @@ def test_rewards_on_latents_and_hidden_states_learn_and_reload(bases, rated, tmp
         scores.sum().backward()
         assert report.pairs == 15 and pixels.grad.abs().sum() > 0
         assert torch.allclose(load_reward(report.file).score(pixels.detach(), ["a dog", "a cat"]), scores.detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "dit"])
+def test_the_trained_model_is_gone_before_a_fresh_one_is_loaded(bases, rated, tmp_path, monkeypatch, kind):
+    """Also where the reward looks at hidden states of the base, which are then the fresh one's."""
+    reward = train_reward(rated["hunyuan_dit"], build_features(kind, base=LoadedBase.named(str(bases["hunyuan_dit"]))), tmp_path / "reward.safetensors").file
+    trained, prepare, finish, alive = [], run_module._prepare, run_module.finish, []
+
+    def prepared(*arguments):
+        job = prepare(*arguments)
+        trained.append(weakref.ref(job.loaded.transformer))
+        return job
+
+    monkeypatch.setattr(run_module, "_prepare", prepared)
+    monkeypatch.setattr(run_module, "finish", lambda *arguments: alive.append(trained[0]() is not None) or finish(*arguments))
+    result = train_preference(settings_for(bases, rated, "hunyuan_dit", "grpo", steps=2, reward=str(reward)), tmp_path / "run")
+    assert alive == [False] and result.reward_before is not None
 
 
 def test_generate_draws_with_the_adapter_of_a_preference_run(bases, rated, tmp_path):

@@ -20,7 +20,7 @@ from finetune.adapters.adapter_file import AdapterFile
 from finetune.adapters.lora import weight_shapes
 from finetune.families.base_models import BaseModel, locate_base
 from finetune.generation import LoadedAdapter, draw_from_files, encode_texts
-from finetune.offload import place_encoders
+from finetune.offload import bring, place_encoders
 from finetune.sampling import PictureRequest
 from tests.tiny_models.all import TINY
 
@@ -144,3 +144,13 @@ def test_only_encoders_that_do_not_fit_wait(tmp_path, monkeypatch):
     assert waits(small) == {False} and waits(large) == {True}
     base.family.encode_prompts(pipeline, ["a cat"])
     assert waits(large) == {True}
+
+
+def test_a_gpu_is_sent_pinned_memory_without_waiting_and_others_are_not(monkeypatch):
+    sent = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: sent.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking=False: sent.append((device.type, non_blocking)) or tensor)
+    for device in ("cuda", "mps", "cpu"):
+        bring(torch.ones(2), torch.device(device))
+    bring(torch.empty(2, device="meta"), torch.device("cuda"))  # what is on a device has no memory to pin
+    assert sent == ["pinned", ("cuda", True), ("mps", False), ("cpu", False), ("cuda", False)]

@@ -3,6 +3,7 @@
 import copy
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from finetune.families.base_models import locate_base
 from finetune.families.loading import compute_dtype, weight_files
 from finetune.families.protocol import PictureGeometry
 from finetune.objectives import NoiseLevel
-from finetune.training.placement import QUANTISED, Hold, PinnedMemory, check_suits, choose_hold, held_linears, hold_weights, load_held, may_quantise, memory_is_short, suits
+from finetune.training.placement import QUANTISED, Hold, PinnedMemory, check_suits, choose_hold, held_linears, hold_weights, load_held, may_quantise, memory_is_short, pinned_bytes, suits
 from finetune.training.placement_linear import HeldLinear, Scratch
 from finetune.training.placement_nf4 import PIECE, expand_nf4
 from finetune.training.placement_quantised import quantise
@@ -288,3 +289,15 @@ def test_files_of_a_base_are_left_as_they_are(half_base):
         step(half_base, hold)
     assert {path: path.read_bytes() for path in before} == before
     assert json.loads((base.folder / "model_index.json").read_text())
+
+
+def test_the_pinned_memory_of_a_base_is_known_before_it_is_taken(half_base, gpu, monkeypatch):
+    taken = []
+    monkeypatch.setattr(PinnedMemory, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(PinnedMemory, "_new_block", staticmethod(lambda size: taken.append(size) or torch.empty(size, dtype=torch.uint8)))
+    model = half_base[0].family.load(half_base[0].folder, frozenset({"transformer"}), None).transformer
+    facts, hold = half_base[0].family.facts, Hold("streamed", torch.float16, "")
+    expected = pinned_bytes(model, facts, hold, gpu, 2.0)
+    on_gpu(half_base, "streamed", torch.float16, gpu)
+    assert sum(taken) == expected > 1 << 14
+    assert pinned_bytes(model, facts, hold, CPU, 2.0) == pinned_bytes(model, facts, replace(hold, name="bf16"), gpu, 2.0) == 0

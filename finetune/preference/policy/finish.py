@@ -22,6 +22,7 @@ from finetune.preference.policy.settings import PreferenceSettings
 from finetune.preference.policy.state import best_file
 from finetune.preference.rewards.preference_head import pixels_of
 from finetune.preference.rewards.protocol import Reward
+from finetune.preference.rewards.reward_files import load_reward
 from finetune.randomness import generator
 from finetune.resampling import interval
 from finetune.sampling import PictureRequest, save_picture
@@ -72,7 +73,7 @@ class Finished:
         return {**asdict(self), "verified": self.verified.as_json(), "left_out": [{"path": place, "reason": reason} for place, reason in self.left_out]}
 
 
-def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: CandidateFolder, conditionings: dict[str, Any], reward: Reward | None,
+def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: CandidateFolder, conditionings: dict[str, Any],
            size: tuple[int, int], facts: tuple, began: float, progress: Progress) -> Finished:
     """Everything after the last step. Raises VerifyError, and TrainingError where no check was healthy."""
     from finetune.adapters.adapter_file import read_adapter
@@ -93,6 +94,8 @@ def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: Cand
     loaded.worn, loaded.conditionings = [(adapter, 1.0)], conditionings
     verified = _verify(loaded, run.adapter_file, shape, size, held_out[0])
     after = _draw_with(loaded, adapter, requests, progress)
+    # Loaded again: a reward that reads a base's hidden states would keep the trained one in memory, and here reads the fresh one's.
+    reward = load_reward(settings.reward, loaded) if settings.reward else None
     rewards = [_scores(reward, pictures, requests) for pictures in (before, after)]
     _write_pictures(run, requests, before, after, guard.best.step)
     finished = Finished(

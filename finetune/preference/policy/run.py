@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Sequence
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from data_tools.atomic_files import write_text
 from data_tools.errors import BadInput, DataError
 from data_tools.progress import Progress
 from finetune.errors import Interrupted, RunFolderError, TrainingError
+from finetune.families.mapped_pages import trim_heap
 from finetune.generation import usual_size
 from finetune.objectives import LossWeighting, Objective
 from finetune.preference.candidate_folder import CandidateFolder
@@ -88,12 +89,14 @@ def train_preference(settings: PreferenceSettings, out: Path, *, resume: bool = 
         with stop_on_signals() as stop:
             resumed_from = _learn(job, resume, stop, progress)
         facts = (job.guard, job.held_out, job.left_out, job.stopped, job.denoiser.shape, resumed_from)
-        reward, size = job.meter.reward, (job.denoiser.geometry.target)
+        size = job.denoiser.geometry.target
         base, folder = job.loaded.base, CandidateFolder.existing(Path(settings.data))
         conditionings = job.loaded.conditionings
+        # The trained model goes, and with it a reward that reads its hidden states: the fresh one needs the room.
         del job
-        gc.collect()
-        return finish(settings, run, base, folder, conditionings, reward, size, facts, began, progress)
+        clear_device_cache(garbage_collection=True)
+        trim_heap()
+        return finish(settings, run, base, folder, conditionings, size, facts, began, progress)
     finally:
         run.release()
 
