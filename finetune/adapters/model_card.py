@@ -160,10 +160,15 @@ def _training(facts: CardFacts) -> str:
 def _evaluation(facts: CardFacts) -> str:
     if not facts.evaluation:
         return ""
-    rows = [f"| {escaped(row.get('measure', ''))} | {_number(row.get('value'))} | {_number(row.get('delta'))} | {_number(row.get('low'))} to {_number(row.get('high'))} | {escaped(row.get('verdict') or '')} |"
+    rows = [f"| {escaped(row.get('measure', ''))} | {_number(row.get('value'))} | {_number(row.get('delta'))} | {_interval(row)} | {escaped(row.get('verdict') or '')} |"
             for row in facts.evaluation]
     notes = "".join(f"\n\n{escaped(note)}" for note in facts.evaluation_notes if note)
     return "## Evaluation\n\n| measure | value | against the base | interval | |\n|---|---|---|---|---|\n" + "\n".join(rows) + notes
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The ends, or why there are none."""
+    return f"{_number(row.get('low'))} to {_number(row.get('high'))}" if row.get("low") is not None else escaped(row.get("no_interval") or "-")
 
 
 def _number(value: Any) -> str:

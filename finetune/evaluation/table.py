@@ -34,11 +34,14 @@ def _number(value: float | None) -> float | None:
 
 
 def _picture_row(measure: Measure, own: np.ndarray, base: np.ndarray | None, ids: Sequence[str]) -> dict[str, Any]:
-    value = bootstrap_mean(own, ids)
+    # The base's own values may be alike by definition, as its distance to itself: no interval can be read into that.
+    span = measure.high - measure.low
+    bounded = base is not None and np.isfinite(span)
+    value = bootstrap_mean(own, ids, bounds=(measure.low, measure.high) if bounded else None)
     row = _row(measure, value, None)
     if base is not None:
         difference = own - base
-        row = _row(measure, value, bootstrap_mean(difference, ids))
+        row = _row(measure, value, bootstrap_mean(difference, ids, bounds=(-span, span) if bounded else None))
         means = per_prompt(difference, ids)[1]
         if measure.better != "none" and len(means):
             row["win_rate"], row["win_low"], row["win_high"] = map(_number, win_rate(means, measure.better))
@@ -55,11 +58,11 @@ def _set_row(measure: Measure, own: Evidence, base: Evidence | None, ids: Sequen
 
 
 def _row(measure: Measure, value: Interval, delta: Interval | None) -> dict[str, Any]:
-    """low, high: of the difference to the base; for the base itself of the value."""
+    """low, high: of the difference to the base; for the base itself of the value.  no_interval: why there is none, else None."""
     shown = delta or value
     return {
         "measure": measure.name, "value": _number(value.value), "delta": _number(delta.value) if delta else None, "low": _number(shown.low),
-        "high": _number(shown.high), "value_low": _number(value.low), "value_high": _number(value.high), "prompts": value.prompts,
+        "high": _number(shown.high), "value_low": _number(value.low), "value_high": _number(value.high), "no_interval": shown.absent, "prompts": value.prompts,
         "p": _number(delta.p) if delta else None, "better": measure.better, "metric_id": measure.identifier, "imported_from": None,
     }
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from data_tools.errors import DataError
 
-from finetune.preference.agreement import wilson_interval
 from finetune.preference.pairs import Pair
 from finetune.randomness import python_random
-from finetune.resampling import FEWEST_PROMPTS, interval
+from finetune.resampling import FEWEST_PROMPTS, are_alike, interval, interval_of_alike
 
 PENALTIES = (0.03, 0.3, 3.0, 30.0, 300.0)
 # With nine tenths of the prompts a head is nearly as good as with all: over 100 simulated sets of 40 prompts 10 folds said 73.4 %, 5 said
@@ -31,13 +30,13 @@ FEW_PAIRS = 300
 @dataclass(frozen=True)
 class HeldOut:
     """Accuracy on pairs of prompts that the head was not fitted on, over all folds, with a 95 % interval that resamples
-    prompts; calibration_error: mean gap between stated and true probability in ten bins; ceiling: see `Trust`."""
+    prompts, None for fewer than `resampling.FEWEST_PROMPTS` of them; calibration_error: mean gap between stated and true probability in ten bins; ceiling: see `Trust`."""
 
     pairs: int
     prompts: int
     accuracy: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     calibration_error: float
     log_loss: float
 
@@ -183,17 +182,20 @@ def _held_out(stated: np.ndarray, pairs: Sequence[Pair], seed: int) -> HeldOut:
     use = np.array([pair.probability == 1.0 for pair in pairs]) & ~np.isnan(stated)
     margin, prompts = stated[use], [pair.prompt_id for pair, used in zip(pairs, use, strict=True) if used]
     right = np.where(margin == 0, 0.5, (margin > 0).astype(float))
-    low, high = prompt_interval(right, prompts, seed)
+    low, high = prompt_interval(right, prompts, seed) or (None, None)
     return HeldOut(len(right), len(set(prompts)), float(right.mean()), low, high, calibration_error(margin), _log_loss(margin, np.ones_like(margin)) / len(margin))
 
 
-def prompt_interval(values: np.ndarray, prompts: Sequence[str], seed: int, resamples: int = 4000) -> tuple[float, float]:
-    """95 % interval of the mean, resampling prompts; Wilson's with too few prompts or no spread, where a bootstrap fails."""
+def prompt_interval(values: np.ndarray, prompts: Sequence[str], seed: int, resamples: int = 4000) -> tuple[float, float] | None:
+    """95 % interval of the mean of values between 0 and 1, resampling prompts; None for fewer than `resampling.FEWEST_PROMPTS`.
+
+    Pairs of one prompt share pictures and stand or fall together, so it is never their number that makes an interval narrow.
+    """
     names = sorted(set(prompts))
     sums = np.array([values[[name == prompt for prompt in prompts]].sum() for name in names])
     counts = np.array([sum(name == prompt for prompt in prompts) for name in names])
-    if len(names) < FEWEST_PROMPTS or (sums == counts).all() or (sums == 0).all():
-        return wilson_interval(float(values.sum()), len(values))
+    if len(names) >= FEWEST_PROMPTS and are_alike(sums / counts):
+        return interval_of_alike(float(values.mean()), len(names), 0.0, 1.0)
     order = np.random.default_rng(seed)
     drawn = order.integers(0, len(names), (resamples, len(names)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
