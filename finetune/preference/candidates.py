@@ -16,7 +16,7 @@ from data_tools.progress import Progress
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.attach import attach_together, detach
-from finetune.adapters.strict_reading import locate
+from finetune.adapters.strict_reading import identity_of
 from finetune.errors import AdapterError
 from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import encode_texts, usual_size
@@ -48,8 +48,8 @@ class AdapterUse:
 
     @property
     def sha256(self) -> str:
-        with open(locate(self.path), "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        """`strict_reading.identity_of` the file or folder."""
+        return identity_of(self.path)
 
     def to_record(self) -> dict[str, Any]:
         """As candidates.jsonl names it."""

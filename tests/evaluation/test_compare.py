@@ -1,5 +1,6 @@
 """A comparison as a user makes it: numbers with intervals, resumed without mixing, and a page that a browser shows."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from finetune.families import registry
 from finetune.families.base_models import locate_base
 from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import LoadedAdapter, draw_from_files
+from finetune.preference.candidates import AdapterUse
 from finetune.sampling import PictureRequest
+from tests.adapters.made_files import R, pair, write
 from tests.tiny_models import sd3
 from tests.tiny_models.text_adapters import write_text_adapter
 
@@ -203,3 +206,16 @@ def test_an_adapter_that_trains_text_encoders_is_drawn_with_them_as_generate_dra
     wanted += [drawn.image.tobytes() for drawn in draw_from_files(base, without, [{"style": 1.0}], [request])]
     pictures = [Image.open(next((tmp_path / "out").rglob(f"{subject.folder}/cat-0.png"))).tobytes() for subject in comparison.subjects]
     assert pictures == [wanted[2], wanted[0], wanted[1]] and len(set(wanted)) == 4
+
+
+def test_a_peft_folder_of_another_alpha_is_another_adapter(tmp_path):
+    """The same weights at twice the alpha got the pictures and values of the first."""
+    tensors = pair("base_model.model.blocks.0.attn1.to_q", suffix="peft", alpha=None)
+    write(tmp_path, tensors, name="adapter_model.safetensors")
+    known = set()
+    for settings in ({"r": R, "lora_alpha": R}, {"r": R, "lora_alpha": 2 * R}, {"r": R, "lora_alpha": 2 * R, "use_rslora": True}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+        known |= {subjects_of([str(tmp_path)])[1].folder, AdapterUse(tmp_path).sha256[:8]}
+    assert len(known) == 6
+    single = write(tmp_path, tensors, name="single.safetensors")
+    assert subjects_of([str(single)])[1].sha256 == hashlib.sha256(single.read_bytes()).hexdigest() == AdapterUse(single).sha256
