@@ -82,7 +82,7 @@ def card_data(facts: CardFacts) -> Any:
     from huggingface_hub import ModelCardData
 
     licence = facts.licence
-    custom = {"license_name": licence.name, "license_link": licence.link or LICENCE_FILE} if licence.identifier == "other" else {}
+    custom = {"license_name": licence.name, "license_link": licence.link} if licence.identifier == "other" else {}
     if licence.needs_copy and custom:
         custom["license_link"] = LICENCE_FILE
     more: dict[str, Any] = {}
@@ -181,7 +181,8 @@ def _limits(facts: CardFacts) -> str:
 
 def _licence(facts: CardFacts) -> str:
     licence = facts.licence
-    lines = [f"## Licence\n\n{escaped(licence.name or licence.identifier)}."]
+    text = f" ([{LICENCE_FILE}]({LICENCE_FILE}))" if licence.own_text else ""
+    lines = [f"## Licence\n\n{escaped(licence.name or licence.identifier)}{text}."]
     if licence.needs_copy:
         lines.append(f"The adapter is a derivative of the base, whose agreement ([{LICENCE_FILE}]({LICENCE_FILE})) and notice ([{NOTICE_FILE}]({NOTICE_FILE})) come with it "
                      "and whose terms of use hold for it. This repository has no connection with the makers of the base.")
