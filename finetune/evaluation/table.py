@@ -131,7 +131,6 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
               evidence: Mapping[str, Evidence], values: Values) -> dict[str, Any]:
     """The content of `evaluation.json`; no paths of the machine are in it."""
     rows = rows_of(comparison, measures, evidence, values)
-    tests = sum(row["p"] is not None and row["better"] != "none" for row in rows)
     return {
         "v": RESULT_VERSION, "base": base.identifier if not base.identifier.startswith(("/", ".", "~")) else base.folder.name, "base_revision": base.revision,
         "family": base.family.facts.name,
@@ -143,5 +142,16 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
                                     "splits": list(measure.splits), "metric_id": measure.identifier} for measure in measures},
         "left_out": dict(left_out), "near_copies": near_copies_of(comparison, evidence), "ranked": ranked_prompts(comparison, measures, evidence, values),
         "interval": f"{COVERAGE:.0%}, percentile bootstrap over prompts, widened for their number, paired by prompt and seed",
-        "caution": f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them" if tests > 1 else "",
+        "caution": "; ".join(_cautions(comparison, measures, rows)),
     }
+
+
+def _cautions(comparison: Comparison, measures: Sequence[Measure], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to keep in mind about the rows."""
+    found, tests = [], sum(row["p"] is not None and row["better"] != "none" for row in rows)
+    if tests > 1:
+        found.append(f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them")
+    to_style = [measure.name for measure in measures if "references" in measure.needs]
+    if to_style and comparison.references and comparison.training and comparison.references.resolve() == comparison.training.resolve():
+        found.append(f"{', '.join(to_style)} compare with the training pictures themselves, so a copy of one scores best: read near_copies beside them, or give pictures that were not trained on (--references)")
+    return found

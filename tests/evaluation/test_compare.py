@@ -58,6 +58,16 @@ def test_the_terminal_says_how_many_verdicts_stand_side_by_side(done):
     assert caution.startswith("note: ") and "intervals are shown side by side" in caution and copies.startswith("near-copies of training pictures: ")
 
 
+def test_style_measures_against_the_training_pictures_say_so(done, base, style_folder, tmp_path):
+    """Without --references they are the training pictures, of which a copy scores best, and nothing said it."""
+    comparison, _, result = done
+    assert "palette" in result["caution"] and "with the training pictures themselves" in result["caution"]
+    shutil.copytree(style_folder, tmp_path / "unseen")
+    short = replace(comparison, prompts=comparison.prompts[:1], subjects=comparison.subjects[:1], seeds=(0,), measures=("palette",))
+    assert "themselves" in compare(base, short, tmp_path / "same")["caution"]
+    assert "themselves" not in compare(base, replace(short, references=tmp_path / "unseen"), tmp_path / "other")["caution"]
+
+
 def test_the_result_is_on_disk_without_paths_of_the_machine(done):
     _, out, result = done
     text = (out / "evaluation.json").read_text("utf-8")
