@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.resampling import FEWEST_PROMPTS, cut_off, interval, p_value, student_tails
+from finetune.resampling import FEWEST_PROMPTS, cut_off, interval, interval_of_alike, p_value, student_tails
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 9, 59, 2000])
@@ -36,6 +36,25 @@ def test_few_prompts_are_covered_as_often_as_it_says(prompts):
 
 def test_fewer_than_that_have_no_interval():
     assert interval(np.zeros(10), FEWEST_PROMPTS - 1) is None and interval(np.array([]), 30) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.1 + 0.2])
+def test_prompts_that_are_alike_have_no_interval_of_no_width(value):
+    """It said 0.3 to 0.3 at 95 %; the means of equal numbers differ in their last bits."""
+    values = np.full(12, value)
+    assert interval(resampled(values, np.random.default_rng(0)), 12) is None
+    assert p_value(value, resampled(values, np.random.default_rng(0)), 12) == (1.0 if value == 0 else 2**-11)
+
+
+def test_a_share_that_all_prompts_agree_on_has_the_exact_interval():
+    low, high = interval_of_alike(1.0, 8, 0.0, 1.0)
+    assert (low, high) == (pytest.approx(stats.binomtest(8, 8).proportion_ci(method="exact").low), 1.0)
+    assert interval_of_alike(0.0, 60, 0.0, 1.0) == (0.0, pytest.approx(stats.binomtest(0, 60).proportion_ci(method="exact").high))
+
+
+def test_alike_differences_leave_out_zero_just_where_their_signs_do():
+    for prompts in range(FEWEST_PROMPTS, 10):
+        assert (interval_of_alike(1.0, prompts, -1.0, 1.0)[0] > 0) == (p_value(1.0, np.ones(10), prompts) < 0.05)
 
 
 def test_the_p_value_of_a_mean_is_the_paired_t_test():

@@ -219,6 +219,8 @@ def _place(work: Conversion, part: str, stem: str, source: SourcePair, rule: Rul
         scale *= len(rows) if as_trained else 1
     start = 0
     for module, piece, count in zip(modules, pieces, rows, strict=True):
+        if piece is None and magnitude is not None:
+            piece = source.a, b[start:start + count].clone()  # it adds nothing, and yet the magnitudes act
         if piece is not None:
             piece_a, piece_b = piece[0], factors.fold(piece[1], scale)
             if piece_a is not source.a or piece_b is not b:

@@ -20,6 +20,8 @@ from finetune.adapters.keys import CANONICAL, EQUAL, INPUT, KeyMap, Place
 from finetune.adapters.layouts import OFFICIAL_LAYOUTS
 from finetune.adapters.lycoris import as_lora
 from finetune.adapters.tensor_files import dtype_name, write_tensors
+from finetune.adapters.text_encoders import joined
+from finetune.adapters.verify import same_tensors
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ ENCODER_PREFIX = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "t
 @dataclass
 class Export:
     """path: the file or folder written.  keys: tensors in it.  rank_growth: foreign module -> (widest rank before, rank
-    after) where fusing made it grow.  errors: foreign module -> relative error of delta W where a rank was asked for."""
+    after) where fusing made it grow.  errors: foreign module -> relative error of delta W where a rank was asked for (of DoRA,
+    of what is added to the weight before its rows are normed).  cut: the adapter's own names of the modules in `errors`."""
 
     path: Path
     keys: int = 0
     rank_growth: dict[str, tuple[int, int]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,9 @@ def _write_own_form(path: Path, layout: str, adapter: AdapterFile, key_map: KeyM
         _write(path, tensors, {**_own_metadata(adapter), "format": "pt", "ss_network_module": "lycoris.kohya"}, result)
         _prove(as_lora(adapter), path, key_map, result)
     if layout != "lycoris":
-        result.keys = len(adapter.tensors)
-        again = read_adapter(path)
-        if {key: tensor.shape for key, tensor in again.tensors.items()} != {key: tensor.shape for key, tensor in adapter.tensors.items()}:
-            raise AdapterError("what was written does not come back", where=str(path))
+        wanted = joined(adapter)
+        result.keys = len(wanted.tensors)
+        same_tensors(joined(read_adapter(path)), wanted, str(path))
     return result
 
 
@@ -138,6 +141,9 @@ def _foreign_modules(adapter: AdapterFile, naming: str, key_map: KeyMap | None, 
             result.rank_growth[place.foreign] = (before, pair.a.shape[0])
         if rank is not None and pair.a.shape[0] > rank:
             a, b, result.errors[place.foreign] = factors.truncate(pair.a, pair.b, rank)
+            result.cut.update(place.modules)
+            # DoRA's magnitudes are the lengths of the finished rows and stay: a row that is off by an angle would be nearest at cos(angle)
+            # of its length, which only the base could tell and which errs less by no more than an eighth of the angle's square.
             pair = FusedPair(a, b, pair.magnitude)
         modules[place.foreign] = pair
     return modules
@@ -237,21 +243,34 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def _prove(adapter: AdapterFile, path: Path, key_map: KeyMap | None, result: Export) -> None:
-    """Read the written file with the importer: every module must come back with the same delta W."""
+    """Read the written file with the importer: every module, text encoders' too, must come back with the same delta W (but where
+    it was cut to a rank) and the same magnitudes."""
     maps = {key_map.family: key_map} if key_map else None
-    again = read_adapter(path, maps, family=key_map.family if key_map else None)
-    wanted = {module for module in adapter.modules if adapter.tensors[module + B_SUFFIX].any()}
+    adapter, again = joined(adapter), joined(read_adapter(path, maps, family=key_map.family if key_map else None))
+    wanted, came = _acting(adapter), _acting(again)
     missing = sorted(wanted - set(again.modules))
     if missing:
         raise AdapterError(f"{len(missing)} modules did not come back from the written file, first {missing[0]}", where=str(path))
     for module in sorted(wanted):
         expected, found = factors.probe(*adapter.pair(module)), factors.probe(*again.pair(module))
         error = float((found - expected).norm() / expected.norm().clamp_min(1e-300))
-        if error > 2e-6 and not result.errors:
+        if error > 2e-6 and module not in result.cut:
             raise AdapterError(f"{module}: the written file differs by {error:.1e}", where=str(path))
-    strangers = [module for module in again.modules if module not in adapter.ranks and again.tensors[module + B_SUFFIX].any()]
-    if strangers and not result.errors:
+        _same_magnitudes(module, adapter, again, path)
+    strangers = sorted(came - set(adapter.modules) - result.cut)
+    if strangers:
         raise AdapterError(f"{strangers[0]} is only in the written file", where=str(path))
+
+
+def _acting(adapter: AdapterFile) -> set[str]:
+    """Modules that change something: by B, or by magnitudes that need not be the base's."""
+    return {module for module in adapter.modules if module + MAGNITUDE_SUFFIX in adapter.tensors or adapter.tensors[module + B_SUFFIX].any()}
+
+
+def _same_magnitudes(module: str, adapter: AdapterFile, again: AdapterFile, path: Path) -> None:
+    expected, found = adapter.tensors.get(module + MAGNITUDE_SUFFIX), again.tensors.get(module + MAGNITUDE_SUFFIX)
+    if (expected is None) != (found is None) or (expected is not None and not found.float().equal(expected.float())):
+        raise AdapterError(f"{module}: its magnitudes are others in the written file", where=str(path))
 
 
 def default_name(layout: str, stem: str) -> str:

@@ -54,10 +54,10 @@ def extract(base: Path | str, tuned: Path | str, *, rank: int, energy: float | N
             for key in before.keys:
                 advance(1, key)
                 module = key.removesuffix(".weight")
-                old, new = before.read(key).float(), after.read(key).float()
-                difference = new - old
-                change = float(difference.norm() / old.norm().clamp_min(1e-30))
-                if not math.isfinite(change):
+                old, new = before.read(key), after.read(key)
+                difference = new.float() - old.float()
+                change = _change(old, new, before.entry(key).dtype, after.entry(key).dtype)
+                if not math.isfinite(float(difference.norm())):
                     raise AdapterError(f"{key} contains NaN or infinity in one of the two models", where=str(tuned), fix="the training that made it blew up")
                 if not _changed(change, before.entry(key).dtype, after.entry(key).dtype):
                     result.unchanged += [module] if module in layers else []
@@ -85,8 +85,20 @@ def _same_architecture(before: BaseWeights, after: BaseWeights) -> None:
             raise AdapterError(f"quantised weights ({weights.quantised}) hide what was trained", where=str(weights.folder), fix="take both models in bf16 or fp32")
 
 
+def _change(old: Tensor, new: Tensor, *dtypes: str) -> float:
+    """Relative change from old to new, both in the coarser of their two formats: a model that was only stored in fewer bits has not
+    changed."""
+    coarse = (old, new)[dtypes.index(max(dtypes, key=_rounding))].dtype
+    return float((new.to(coarse).float() - old.to(coarse).float()).norm() / old.float().norm().clamp_min(1e-30))
+
+
 def _changed(change: float, *dtypes: str) -> bool:
-    return change > max(ROUNDING[dtype] for dtype in dtypes) / 10 if "BF16" in dtypes or "F16" in dtypes else change > ROUNDING["F32"]
+    return change > max(map(_rounding, dtypes)) / 10 if "BF16" in dtypes or "F16" in dtypes else change > ROUNDING["F32"]
+
+
+def _rounding(dtype: str) -> float:
+    """Of a format; whole numbers are looked at as float32."""
+    return ROUNDING.get(dtype, ROUNDING["F32"])
 
 
 def _factors(difference: Tensor, rank: int, energy: float | None, seed: int) -> tuple[Tensor, Tensor, float]:

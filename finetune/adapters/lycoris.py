@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from finetune.adapters.adapter_file import AdapterFile
+from finetune.adapters.foreign_scales import checked_scale
 from finetune.adapters.forms import A_SUFFIX, B_SUFFIX, LOHA, LORA, OFT
 from finetune.errors import AdapterError
 
@@ -67,7 +68,7 @@ def loha_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
         raise AdapterError(f"{module}: the LoHa factors do not belong together", where=where)
     b = torch.einsum("oi,oj->oij", w1a, w2a).flatten(1)
     a = torch.einsum("in,jn->ijn", w1b, w2b).flatten(0, 1)
-    return a.float(), b.float(), (1.0 if alpha is None else alpha / w1b.shape[0])
+    return a.float(), b.float(), (1.0 if alpha is None else checked_scale(alpha, w1b.shape[0], module, where))
 
 
 def lokr_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, where: str) -> tuple[Tensor, Tensor, float]:
@@ -87,7 +88,7 @@ def lokr_pair(factors: Mapping[str, Tensor], alpha: float | None, module: str, w
     u1, v1 = _decomposed(first)
     u2, v2 = _decomposed(second)
     b, a = _kronecker(u1, u2), _kronecker(v1, v2)
-    return a.float(), b.float(), (1.0 if alpha is None or rank is None else alpha / rank)
+    return a.float(), b.float(), (1.0 if alpha is None or rank is None else checked_scale(alpha, rank, module, where))
 
 
 def _lokr_factor(factors: Mapping[str, Tensor], name: str, module: str, where: str) -> tuple[Tensor, int | None]:

@@ -82,7 +82,7 @@ def card_data(facts: CardFacts) -> Any:
     from huggingface_hub import ModelCardData
 
     licence = facts.licence
-    custom = {"license_name": licence.name, "license_link": licence.link or LICENCE_FILE} if licence.identifier == "other" else {}
+    custom = {"license_name": licence.name, "license_link": licence.link} if licence.identifier == "other" else {}
     if licence.needs_copy and custom:
         custom["license_link"] = LICENCE_FILE
     more: dict[str, Any] = {}
@@ -160,10 +160,15 @@ def _training(facts: CardFacts) -> str:
 def _evaluation(facts: CardFacts) -> str:
     if not facts.evaluation:
         return ""
-    rows = [f"| {escaped(row.get('measure', ''))} | {_number(row.get('value'))} | {_number(row.get('delta'))} | {_number(row.get('low'))} to {_number(row.get('high'))} | {escaped(row.get('verdict') or '')} |"
+    rows = [f"| {escaped(row.get('measure', ''))} | {_number(row.get('value'))} | {_number(row.get('delta'))} | {_interval(row)} | {escaped(row.get('verdict') or '')} |"
             for row in facts.evaluation]
     notes = "".join(f"\n\n{escaped(note)}" for note in facts.evaluation_notes if note)
     return "## Evaluation\n\n| measure | value | against the base | interval | |\n|---|---|---|---|---|\n" + "\n".join(rows) + notes
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The ends, or why there are none."""
+    return f"{_number(row.get('low'))} to {_number(row.get('high'))}" if row.get("low") is not None else escaped(row.get("no_interval") or "-")
 
 
 def _number(value: Any) -> str:
@@ -176,7 +181,8 @@ def _limits(facts: CardFacts) -> str:
 
 def _licence(facts: CardFacts) -> str:
     licence = facts.licence
-    lines = [f"## Licence\n\n{escaped(licence.name or licence.identifier)}."]
+    text = f" ([{LICENCE_FILE}]({LICENCE_FILE}))" if licence.own_text else ""
+    lines = [f"## Licence\n\n{escaped(licence.name or licence.identifier)}{text}."]
     if licence.needs_copy:
         lines.append(f"The adapter is a derivative of the base, whose agreement ([{LICENCE_FILE}]({LICENCE_FILE})) and notice ([{NOTICE_FILE}]({NOTICE_FILE})) come with it "
                      "and whose terms of use hold for it. This repository has no connection with the makers of the base.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,22 @@ def locate(path: Path) -> Path:
     raise AdapterError(f"only a pickle file in this folder ({pickles[0]}), which is never read" if pickles else "no .safetensors file in this folder", where=str(path))
 
 
+def identity_of(path: Path) -> str:
+    """SHA-256, hex, of what decides an adapter's effect: its file, and of a PEFT folder also `adapter_config.json`, whose alpha
+    and ranks scale the same weights. Raises AdapterError from `locate`, OSError."""
+    file = locate(path)
+    with open(file, "rb") as content:
+        weights = hashlib.file_digest(content, "sha256")
+    config = _config_beside(file)
+    return weights.hexdigest() if config is None else hashlib.sha256(weights.digest() + config.read_bytes()).hexdigest()
+
+
+def _config_beside(file: Path) -> Path | None:
+    """The configuration that a PEFT folder's weights are read with."""
+    config = file.with_name(PEFT_CONFIG)
+    return config if file.name == PEFT_FILE and config.exists() else None
+
+
 def family_hint(metadata: Mapping[str, str], key_maps: Mapping[str, KeyMap]) -> str | None:
     """The family that a header claims, by our own provenance or other tools' conventions; never trusted alone."""
     try:
@@ -57,8 +74,8 @@ def recognise(path: Path, header: Header, key_maps: Mapping[str, KeyMap], family
 
 def settings_of(path: Path, header: Header, part: str) -> ForeignSettings:
     """What the file, or the configuration beside it, says about strength."""
-    config = path.with_name(PEFT_CONFIG)
-    if path.name == PEFT_FILE and config.exists():
+    config = _config_beside(path)
+    if config is not None:
         return peft_folder_settings(config, str(config))
     return diffusers_settings(header.metadata, str(path), part)
 

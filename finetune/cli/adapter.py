@@ -122,6 +122,8 @@ def convert(
     notes = list(adapter.notes)
     if adapter.provenance.get("thinking_tokens"):
         notes.append("the adapter was trained with thinking tokens; copy thinking_tokens.safetensors beside the new file")
+    if result.errors and adapter.uses_dora:
+        notes.append("the error is that of what DoRA adds before it norms the rows; its magnitudes stay, so every row keeps its length and only turns")
     data = {
         "path": result.path, "from": adapter.layout, "to": to, "family": adapter.family, "tensors": result.keys,
         "rank_growth": {module: list(ranks) for module, ranks in result.rank_growth.items()}, "errors": result.errors, "notes": notes,

@@ -110,7 +110,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The numbers for a terminal: the base's value, and each adapter's difference with its interval."""
     lines = [f"{'measure':18} {'adapter':24} {'value':>9} {'to base':>9}  interval"]
     for row in rows:
-        interval = "too few prompts" if row["low"] is None else f"{row['low']:.3g} .. {row['high']:.3g}"
+        interval = row["no_interval"] if row["low"] is None else f"{row['low']:.3g} .. {row['high']:.3g}"
         delta = "" if row["delta"] is None else f"{row['delta']:+.3g}"
         value = "" if row["value"] is None else f"{row['value']:.3g}"
         lines.append(f"{row['measure']:18} {row['adapter'][:24]:24} {value:>9} {delta:>9}  {interval}{'' if row['verdict'] == 'unclear' else '  ' + row['verdict']}")

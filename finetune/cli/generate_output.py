@@ -55,7 +55,7 @@ def save_kept(kept: Kept, base: BaseModel, adapters: Sequence[NamedAdapter], out
     path = free_name(out, f"{words_of(kept.drawn.asked)}-seed-{request.seed}{strengths}")
     settings: dict[str, Any] = vars(request) | {
         "base": base.identifier, "revision": base.revision, "family": base.family.facts.name,
-        "adapters": [data | {"sha256": file_hash(adapter.path)} for data, adapter in zip(adapter_data(weights, adapters), adapters, strict=True)], "score": kept.score, "brushwork": __version__,
+        "adapters": [data | {"sha256": _identity(adapter.path)} for data, adapter in zip(adapter_data(weights, adapters), adapters, strict=True)], "score": kept.score, "brushwork": __version__,
     }
     if kept.thinking is not None:
         settings = settings_with_record(settings, kept.thinking)
@@ -82,14 +82,11 @@ def adapter_data(weights: Mapping[str, float], adapters: Sequence[NamedAdapter])
 
 
 @cache
-def file_hash(path: Path) -> str:
-    """SHA-256 of an adapter's weights, hex: paths change, and the picture must name what it was drawn with."""
-    import hashlib
+def _identity(path: Path) -> str:
+    """Read once for all pictures: paths change, and a picture must name what it was drawn with."""
+    from finetune.adapters.strict_reading import identity_of
 
-    from finetune.adapters.strict_reading import locate
-
-    with open(locate(path), "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return identity_of(path)
 
 
 def words_of(text: str) -> str:

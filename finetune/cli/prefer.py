@@ -81,9 +81,9 @@ def reward(
     # The witness must look at something else than the judge.
     other = build_features("latents", base=base or drawn_by) if features == "pixels" and (base or drawn_by) else None
     report = train_reward(known, build_features(features, base=base or drawn_by, model=clip), out, witness_features=other, seed=seed, progress=progress_for(quiet))
-    low, high = report.accuracy_interval
+    interval = "no interval for so few prompts" if report.accuracy_interval is None else f"{report.accuracy_interval[0]:.0%} to {report.accuracy_interval[1]:.0%}"
     ceiling = "" if report.ceiling is None else f"; annotators' agreement allows {report.ceiling:.0%}"
-    lines = [f"{report.file}: right about {report.accuracy:.0%} of unseen pairs ({low:.0%} to {high:.0%}, n = {report.pairs}){ceiling}", f"calibration error {report.calibration_error:.3f}"]
+    lines = [f"{report.file}: right about {report.accuracy:.0%} of unseen pairs ({interval}, n = {report.pairs}){ceiling}", f"calibration error {report.calibration_error:.3f}"]
     emit({"reward": report.file, **asdict(report)}, [*lines, *(f"warning: {warning}" for warning in report.warnings)], json=json)
 
 

@@ -27,7 +27,8 @@ def publish(
     private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees it; private unless the recipe or this says otherwise.")] = None,
     base_model: Annotated[str | None, typer.Option("--base-model", metavar="OWNER/NAME", help="The base on the Hub, where the run used a local folder.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the adapter, where the base's leaves a choice.")] = None,
-    licence_file: Annotated[Path | None, typer.Option("--licence-file", exists=True, dir_okay=False, help="The base's agreement, where a copy must go along.")] = None,
+    licence_name: Annotated[str | None, typer.Option("--licence-name", metavar="NAME", help="What the licence is called, with --licence other.")] = None,
+    licence_file: Annotated[Path | None, typer.Option("--licence-file", exists=True, dir_okay=False, help="The base's agreement, where a copy must go along; with --licence other the text of that licence.")] = None,
     title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
     json: Json = False, quiet: Quiet = False,
 ) -> None:
@@ -40,7 +41,7 @@ def publish(
     repo = repo or (found.recipe.publish.repo if found.recipe else None)
     if repo is None:
         raise BadInput("the repository is not named", where="REPO", fix="add OWNER/NAME, or set publish.repo in the recipe")
-    page = build_page(found, repo, base_model=base_model, licence=licence, licence_file=licence_file, title=title, fetch=not dry_run)
+    page = build_page(found, repo, base_model=base_model, licence=licence, licence_name=licence_name, licence_file=licence_file, title=title, fetch=not dry_run)
     stays_private = private if private is not None else found.recipe.publish.private if found.recipe else True
     check_files(page.files, repo)
     listing = [{"name": file.name, "bytes": len(file.content), "sha256": file.sha256} for file in page.files]

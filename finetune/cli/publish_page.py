@@ -82,7 +82,7 @@ def _tokens_beside(adapter: AdapterFile, path: Path) -> bytes | None:
     return (folder / FILE_NAME).read_bytes()
 
 
-def build_page(source: Source, repo: str, *, base_model: str | None, licence: str | None, licence_file: Path | None, title: str | None, fetch: bool) -> Page:
+def build_page(source: Source, repo: str, *, base_model: str | None, licence: str | None, licence_name: str | None, licence_file: Path | None, title: str | None, fetch: bool) -> Page:
     """All files of the page. fetch: whether the base's licence text may be downloaded now. Raises BadInput."""
     from finetune.adapters.licensing import LICENCE_FILE, NOTICE_FILE, plan_licence
     from finetune.adapters.model_card import render_card
@@ -93,7 +93,8 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
     base, local = _base_of(source, base_model)
     family = str(source.adapter.provenance.get("family") or source.adapter.family or "")
     wanted = licence or (source.recipe.publish.licence if source.recipe else None)
-    plan = plan_licence(terms_of(base, family), wanted, repo)
+    plan = plan_licence(terms_of(base, family), wanted, repo, licence_name)
+    _check_licence_options(plan, licence_name, licence_file)
     adapter = _clean(source.adapter, base, family, plan)
     pictures, gallery = _pictures(source.run)
     card = render_card(_card_facts(source, adapter, repo, base, family, plan, title, gallery, any(name == SHEET for name, _ in pictures)))
@@ -104,6 +105,8 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
     if source.recipe:
         files.append(PublishedFile("training_config.json", json.dumps(_clean_settings(source.recipe, base), ensure_ascii=False, indent=1, sort_keys=True).encode()))
     later: tuple[str, ...] = ()
+    if plan.own_text:
+        files.append(PublishedFile(LICENCE_FILE, licence_file.read_bytes()))
     if plan.needs_copy:
         files.append(PublishedFile(NOTICE_FILE, (plan.notice + "\n").encode()))
         text = _licence_text(base, local, licence_file, fetch)
@@ -112,6 +115,16 @@ def build_page(source: Source, repo: str, *, base_model: str | None, licence: st
         else:
             later = (f"{LICENCE_FILE} (from {base})",)
     return Page(files, plan, later)
+
+
+def _check_licence_options(plan: LicencePlan, name: str | None, file: Path | None) -> None:
+    """The text of an own licence is there, and no option is given in vain. Raises BadInput."""
+    if plan.own_text and file is None:
+        raise BadInput(f"the text of {plan.name} is not given, which the card must link", where="--licence-file", fix="give the file with the licence's text")
+    if file is not None and not (plan.own_text or plan.needs_copy):
+        raise BadInput(f"no text goes along with {plan.name}", where="--licence-file", fix="leave it out, or publish under --licence other --licence-name NAME")
+    if name is not None and not plan.own_text:
+        raise BadInput(f"the licence has its name already: {plan.name}", where="--licence-name", fix="leave it out, or publish under --licence other")
 
 
 def _base_of(source: Source, named: str | None) -> tuple[str, Path | None]:

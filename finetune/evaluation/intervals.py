@@ -16,13 +16,18 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Interval:
-    """low, high: of `resampling.interval`, None where there are too few prompts.  p: two-sided p-value of "zero"."""
+    """low, high: of `resampling.interval`, None where there are too few prompts or all are alike.  p: two-sided p-value of "zero"."""
 
     value: float
     low: float | None
     high: float | None
     p: float | None
     prompts: int
+
+    @property
+    def absent(self) -> str | None:
+        """Why there is no interval, or None where there is one."""
+        return None if self.low is not None else resampling.why_no_interval(self.prompts)
 
 
 def per_prompt(values: np.ndarray, prompt_ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -37,20 +42,23 @@ def _draws(count: int, purpose: str) -> np.ndarray:
     return np.random.default_rng(stable_seed(0, f"bootstrap {purpose}", count)).integers(0, count, (RESAMPLES, count))
 
 
-def _from_samples(value: float, samples: np.ndarray, prompts: int) -> Interval:
+def _from_samples(value: float, samples: np.ndarray, prompts: int, bounds: tuple[float, float] | None = None) -> Interval:
     samples = samples[np.isfinite(samples)]
-    ends = resampling.interval(samples, prompts)
-    if ends is None:
+    if prompts < resampling.FEWEST_PROMPTS or not len(samples):
         return Interval(value, None, None, None, prompts)
+    ends = resampling.interval(samples, prompts) or (resampling.interval_of_alike(value, prompts, *bounds) if bounds else (None, None))
     return Interval(value, *ends, resampling.p_value(value, samples, prompts), prompts)
 
 
-def bootstrap_mean(values: np.ndarray, prompt_ids: Sequence[str], purpose: str = "mean") -> Interval:
-    """The mean over prompts of each prompt's mean over seeds, with its interval. values: (n,) by picture, NaN is no value."""
+def bootstrap_mean(values: np.ndarray, prompt_ids: Sequence[str], purpose: str = "mean", bounds: tuple[float, float] | None = None) -> Interval:
+    """The mean over prompts of each prompt's mean over seeds, with its interval. values: (n,) by picture, NaN is no value.
+
+    bounds: least and largest value that there can be, where there are such: prompts that are all alike have an interval then.
+    """
     names, means = per_prompt(values, prompt_ids)
     if not names:
         return Interval(math.nan, None, None, None, 0)
-    return _from_samples(float(means.mean()), means[_draws(len(means), purpose)].mean(1), len(means))
+    return _from_samples(float(means.mean()), means[_draws(len(means), purpose)].mean(1), len(means), bounds)
 
 
 def bootstrap_set(difference: Callable[[np.ndarray], float], applies: np.ndarray, prompt_ids: Sequence[str], purpose: str = "set") -> Interval:

@@ -1,8 +1,7 @@
-"""Who is compared: the bare base, and adapter files with a strength, each known by the hash of its bytes."""
+"""Who is compared: the bare base, and adapter files with a strength, each known by the hash of what decides its effect."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Subject:
-    """name: unique in a comparison; "base" is the bare base.  path, sha256: of the adapter file, None for the base."""
+    """name: unique in a comparison; "base" is the bare base.  path: of the adapter file.  sha256: `strict_reading.identity_of` it. None for the base."""
 
     name: str
     path: Path | None = None
@@ -51,7 +50,7 @@ def split_weight(text: str) -> tuple[Path, float]:
 
 def subjects_of(adapters: Sequence[str]) -> list[Subject]:
     """The base first, then each adapter under a name of its own. Raises AdapterError or BadInput for what is not there."""
-    from finetune.adapters.strict_reading import locate
+    from finetune.adapters.strict_reading import identity_of, locate
 
     found = [Subject(BASE)]
     for text in adapters:
@@ -62,7 +61,7 @@ def subjects_of(adapters: Sequence[str]) -> list[Subject]:
         stem = _name(file, path)
         taken = {subject.name for subject in found}
         name = next(candidate for number in range(1, len(adapters) + 2) if (candidate := stem if number == 1 else f"{stem}-{number}") not in taken)
-        found.append(Subject(name, file, hashlib.sha256(file.read_bytes()).hexdigest(), weight))
+        found.append(Subject(name, file, identity_of(file), weight))
     return found
 
 

@@ -34,11 +34,14 @@ def _number(value: float | None) -> float | None:
 
 
 def _picture_row(measure: Measure, own: np.ndarray, base: np.ndarray | None, ids: Sequence[str]) -> dict[str, Any]:
-    value = bootstrap_mean(own, ids)
+    # The base's own values may be alike by definition, as its distance to itself: no interval can be read into that.
+    span = measure.high - measure.low
+    bounded = base is not None and np.isfinite(span)
+    value = bootstrap_mean(own, ids, bounds=(measure.low, measure.high) if bounded else None)
     row = _row(measure, value, None)
     if base is not None:
         difference = own - base
-        row = _row(measure, value, bootstrap_mean(difference, ids))
+        row = _row(measure, value, bootstrap_mean(difference, ids, bounds=(-span, span) if bounded else None))
         means = per_prompt(difference, ids)[1]
         if measure.better != "none" and len(means):
             row["win_rate"], row["win_low"], row["win_high"] = map(_number, win_rate(means, measure.better))
@@ -55,11 +58,11 @@ def _set_row(measure: Measure, own: Evidence, base: Evidence | None, ids: Sequen
 
 
 def _row(measure: Measure, value: Interval, delta: Interval | None) -> dict[str, Any]:
-    """low, high: of the difference to the base; for the base itself of the value."""
+    """low, high: of the difference to the base; for the base itself of the value.  no_interval: why there is none, else None."""
     shown = delta or value
     return {
         "measure": measure.name, "value": _number(value.value), "delta": _number(delta.value) if delta else None, "low": _number(shown.low),
-        "high": _number(shown.high), "value_low": _number(value.low), "value_high": _number(value.high), "prompts": value.prompts,
+        "high": _number(shown.high), "value_low": _number(value.low), "value_high": _number(value.high), "no_interval": shown.absent, "prompts": value.prompts,
         "p": _number(delta.p) if delta else None, "better": measure.better, "metric_id": measure.identifier, "imported_from": None,
     }
 
@@ -128,7 +131,6 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
               evidence: Mapping[str, Evidence], values: Values) -> dict[str, Any]:
     """The content of `evaluation.json`; no paths of the machine are in it."""
     rows = rows_of(comparison, measures, evidence, values)
-    tests = sum(row["p"] is not None and row["better"] != "none" for row in rows)
     return {
         "v": RESULT_VERSION, "base": base.identifier if not base.identifier.startswith(("/", ".", "~")) else base.folder.name, "base_revision": base.revision,
         "family": base.family.facts.name,
@@ -140,5 +142,16 @@ def result_of(base: BaseModel, comparison: Comparison, settings: DrawingSettings
                                     "splits": list(measure.splits), "metric_id": measure.identifier} for measure in measures},
         "left_out": dict(left_out), "near_copies": near_copies_of(comparison, evidence), "ranked": ranked_prompts(comparison, measures, evidence, values),
         "interval": f"{COVERAGE:.0%}, percentile bootstrap over prompts, widened for their number, paired by prompt and seed",
-        "caution": f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them" if tests > 1 else "",
+        "caution": "; ".join(_cautions(comparison, measures, rows)),
     }
+
+
+def _cautions(comparison: Comparison, measures: Sequence[Measure], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to keep in mind about the rows."""
+    found, tests = [], sum(row["p"] is not None and row["better"] != "none" for row in rows)
+    if tests > 1:
+        found.append(f"{tests} intervals are shown side by side, each at {COVERAGE:.0%}; p_holm is adjusted for all of them")
+    to_style = [measure.name for measure in measures if "references" in measure.needs]
+    if to_style and comparison.references and comparison.training and comparison.references.resolve() == comparison.training.resolve():
+        found.append(f"{', '.join(to_style)} compare with the training pictures themselves, so a copy of one scores best: read near_copies beside them, or give pictures that were not trained on (--references)")
+    return found

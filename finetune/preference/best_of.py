@@ -48,7 +48,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean gain of best-of-N over one picture, with a 95 % interval over prompts (None with fewer than 5 prompts).
+    """Mean gain of best-of-N over one picture, with a 95 % interval over prompts (None with fewer than 5 prompts, or where all gained alike).
     most_nats: the largest possible divergence from the base's distribution."""
 
     n: int

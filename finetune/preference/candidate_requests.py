@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import BadInput, DataError
-from finetune.adapters.strict_reading import locate
+from finetune.adapters.strict_reading import identity_of
 from finetune.preference.journal import parse_line
 
 
@@ -31,8 +31,8 @@ class AdapterUse:
 
     @property
     def sha256(self) -> str:
-        with open(locate(self.path), "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        """`strict_reading.identity_of` the file or folder."""
+        return identity_of(self.path)
 
     def to_record(self) -> dict[str, Any]:
         """As candidates.jsonl names it."""

@@ -108,6 +108,7 @@ class EncodingCache:
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write an entry whole or not at all. Raises TrainingError when the disk refuses."""
+        import torch
         from safetensors.torch import save
 
         # Copies: one tensor may stand under two names (the empty caption is its own negative), which safetensors refuses to write.

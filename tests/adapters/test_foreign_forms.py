@@ -63,6 +63,19 @@ def test_u22_a_hadamard_adapter_is_written_out_as_lora(tmp_path):
     assert_close(delta_of(adapter, PLAIN), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("alpha", [1e9, 1001.0 * R, float("inf"), -1.0, 0.0])
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr"])
+def test_every_kind_has_the_same_limits_of_strength(tmp_path, kind, alpha):
+    """A LoHa or LoKr of alpha 1e9 at rank 4 was read, and multiplied with it."""
+    stem = "lycoris_transformer_blocks_0_attn_to_q"
+    loha = {"hada_w1_a": torch.randn(D, R), "hada_w1_b": torch.randn(R, D), "hada_w2_a": torch.randn(D, R), "hada_w2_b": torch.randn(R, D)}
+    lokr = {"lokr_w1": torch.randn(4, 4), "lokr_w2_a": torch.randn(6, R), "lokr_w2_b": torch.randn(R, 6)}
+    tensors = pair(stem, alpha=None) if kind == "LoRA" else {f"{stem}.{name}": value for name, value in (loha if kind == "LoHa" else lokr).items()}
+    with pytest.raises(AdapterError, match="an alpha of"):
+        read_adapter(write(tmp_path, tensors | {f"{stem}.alpha": torch.tensor(alpha)}), KEY_MAPS, family="flux")
+    assert read_adapter(write(tmp_path, tensors | {f"{stem}.alpha": torch.tensor(999.0 * R)}), KEY_MAPS, family="flux").scales[PLAIN] == pytest.approx(999)
+
+
 def test_u23_magnitudes_of_a_fused_layer_go_with_their_rows(tmp_path):
     stem = "lora_unet_double_blocks_0_img_attn_qkv"
     magnitude = torch.rand(3 * D, 1) + 0.5

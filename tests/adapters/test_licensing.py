@@ -48,6 +48,16 @@ def test_an_unknown_base_takes_the_licence_that_was_named():
     assert plan_licence(None, "mit", "me/style").identifier == "mit"
 
 
+@pytest.mark.parametrize("terms", [None, OPEN])
+def test_a_licence_of_ones_own_has_a_name_and_a_text(terms):
+    """The card was called "other" and linked a LICENSE.txt that nobody had written."""
+    plan = plan_licence(terms, "other", "me/style", "studio-licence-1.0")
+    assert (plan.identifier, plan.name, plan.link, plan.own_text) == ("other", "studio-licence-1.0", "LICENSE.txt", True)
+    for name in (None, "Studio Licence", "a\nb: c"):
+        with pytest.raises(BadInput, match="no name|not a name"):
+            plan_licence(terms, "other", "me/style", name)
+
+
 def test_every_family_of_the_registry_has_terms_that_lead_to_a_plan_or_a_clear_refusal():
     from finetune.families import registry
 

@@ -53,10 +53,10 @@ def test_a_base_that_is_not_on_the_hub_is_not_linked():
 
 
 def test_training_what_was_left_out_and_evaluation_stand_in_the_card():
-    rows = [{"measure": "style", "value": 0.25, "delta": -0.5, "low": -0.6, "high": -0.4, "verdict": "better"}]
+    rows = [{"measure": "style", "value": 0.25, "delta": -0.5, "low": -0.6, "high": -0.4, "verdict": "better"}, {"measure": "drift", "value": 0.0, "low": None, "high": None, "no_interval": "all prompts alike"}]
     card = render_card(facts(training={"pictures": 20, "data hash": "abc123"}, left_out={"too small": 2, "cannot be opened": 1}, evaluation=rows,
                              evaluation_notes=["95%, percentile bootstrap"], limits=["It draws no hands."]))
-    for text in ("abc123", "3 pictures", "2: too small", "0.25", "-0.6 to -0.4", "95%", "no hands"):
+    for text in ("abc123", "3 pictures", "2: too small", "0.25", "-0.6 to -0.4", "| all prompts alike |", "95%", "no hands"):
         assert text in card, text
     assert "No picture of the data was left out." in render_card(facts(training={"pictures": 20}))
 

@@ -134,6 +134,19 @@ def test_what_was_baked_is_extracted_again(base, tmp_path):
         torch.testing.assert_close(delta_of(found.adapter, module), delta_of(adapter, module), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_that_were_only_stored_in_fewer_bits_are_unchanged(tmp_path, dtype):
+    """A float32 base beside a tuned model in bfloat16: the rounding of every layer was extracted as if it had been learned."""
+    weights = {f"blocks.{number}.to_q.weight": torch.randn(32, 32) for number in range(4)}
+    learned = {"blocks.2.to_q.weight": 0.1 * torch.randn(32, 2) @ torch.randn(2, 32)}
+    steps = {"blocks.table": torch.arange(5)}
+    save_file(weights | steps, tmp_path / "base.safetensors")
+    save_file({key: (value + learned.get(key, 0)).to(dtype) for key, value in weights.items()} | steps, tmp_path / "tuned.safetensors")
+    for before, after in (("base", "tuned"), ("tuned", "base")):
+        found = extract(tmp_path / f"{before}.safetensors", tmp_path / f"{after}.safetensors", rank=2)
+        assert found.adapter.modules == ["blocks.2.to_q"] and found.unchanged == ["blocks.0.to_q", "blocks.1.to_q", "blocks.3.to_q"] and not found.carried_not
+
+
 def test_the_error_of_an_extraction_is_the_true_one_and_energy_saves_ranks(base, tmp_path):
     adapter = trained_adapter(rank=8, targets=r"blocks\.0\.attn1\.to_q")
     bake_pipeline(base, tmp_path / "tuned", [Weighted(adapter, 1.0)])

@@ -96,6 +96,32 @@ def test_the_page_has_everything_and_nothing_private(run_folder, hub, brushwork,
     assert not Image.open(run_folder.path / "published.png").info
 
 
+@pytest.fixture
+def unknown_base(tmp_path):
+    """An adapter file of a base whose licence no table has."""
+    return str(write_adapter(tmp_path / "style.safetensors", trained_adapter().with_provenance(base_model="owner/new", family="unheard_of")))
+
+
+def test_a_licence_of_ones_own_goes_along_and_is_what_the_card_links(unknown_base, hub, brushwork, licence_file):
+    code, _, err = brushwork("publish", unknown_base, "me/style", "--licence", "other", "--licence-name", "studio-1.0", "--licence-file", licence_file)
+    assert code == 0, err
+    card = hub.files["README.md"].decode()
+    data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL).group(1))
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "studio-1.0", "LICENSE.txt")
+    assert hub.files["LICENSE.txt"] == b"The whole agreement." and "Notice.txt" not in hub.files and "[LICENSE.txt](LICENSE.txt)" in card
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("--licence", "other"), "has no name"),
+    (("--licence", "other", "--licence-name", "studio-1.0"), "text of studio-1.0 is not given"),
+    (("--licence", "mit", "--licence-name", "studio-1.0"), "has its name already"),
+    (("--licence", "mit", "--licence-file"), "no text goes along with mit"),
+])
+def test_a_licence_that_lacks_something_or_has_too_much_is_refused(unknown_base, hub, brushwork, licence_file, given, said):
+    code, _, err = brushwork("publish", unknown_base, "me/style", *given, *([licence_file] if given[-1] == "--licence-file" else []))
+    assert code == 2 and said in err and hub.log == []
+
+
 def test_the_card_says_how_many_steps_the_weights_have_seen(run_folder, hub, brushwork):
     run_folder.write_json(run_folder.result, {**json.loads(run_folder.result.read_text()), "exported_step": 6})
     _, out, _ = brushwork("publish", str(run_folder.path), "me/style", "--dry-run", "--json")

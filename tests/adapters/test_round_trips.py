@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from finetune.adapters import factors
+from finetune.adapters import exporting, factors
 from finetune.adapters.adapter_file import AdapterFile, read_adapter, write_adapter
 from finetune.adapters.exporting import LAYOUTS, default_name, export
 from finetune.adapters.keys import REST, KeyMap, fill
@@ -159,6 +159,67 @@ def test_magnitudes_are_fused_with_their_rows_or_refused(tmp_path):
         del tensors[key]
     with pytest.raises(AdapterError, match="some parts"):
         export(AdapterFile(tensors), "kohya", tmp_path / "b.safetensors", KEY_MAPS["hunyuan_dit"])
+
+
+def dora_qkv(ranks=(4, 4, 4), shared=False):
+    tensors = dict(qkv(ranks, shared).tensors)
+    return AdapterFile(tensors | {f"blocks.0.attn1.to_{letter}.lora_magnitude_vector": torch.rand(WIDTH) + 0.5 for letter in "qkv"})
+
+
+def test_a_dora_cut_to_a_rank_keeps_its_magnitudes_which_are_as_good_as_best(tmp_path):
+    """W' = m (W + dW) / |W + dW| by row: with the direction off by an angle, m cos(angle) is nearest, which needs the base; m itself errs
+    more by sqrt(2 / (1 + cos)), a few thousandths; lengths taken anew from the cut sum err far more."""
+    adapter, weight = dora_qkv(), torch.randn(3 * WIDTH, WIDTH, dtype=torch.float64)
+    names = [f"blocks.0.attn1.to_{letter}" for letter in "qkv"]
+    export(adapter, "comfy", tmp_path / "a.safetensors", KEY_MAPS["hunyuan_dit"], rank=8)
+    again = read_adapter(tmp_path / "a.safetensors", KEY_MAPS)
+    assert all(again.tensors[name + ".lora_magnitude_vector"].equal(adapter.tensors[name + ".lora_magnitude_vector"]) for name in names)
+    full, cut = (weight + 0.1 * torch.cat([delta_of(each, name) for name in names]).double() for each in (adapter, again))
+    length, units = torch.cat([adapter.tensors[name + ".lora_magnitude_vector"] for name in names]).double()[:, None], cut / cut.norm(dim=1, keepdim=True)
+    target = length * full / full.norm(dim=1, keepdim=True)
+    cosine = (target * units).sum(1, keepdim=True) / length
+
+    def error(lengths):
+        return (target - lengths * units).norm(dim=1)
+
+    tried = torch.stack([error(length * share) for share in torch.linspace(0.9, 1.1, 41, dtype=torch.float64)]).min(0).values
+    assert (error(length * cosine) <= tried + 1e-12).all()
+    assert_close(error(length), error(length * cosine) * (2 / (1 + cosine[:, 0])).sqrt())
+    assert error(length).norm() < 1.01 * error(length * cosine).norm() < 0.5 * error(cut.norm(dim=1, keepdim=True)).norm()
+
+
+def test_magnitudes_act_where_a_part_of_a_fused_layer_adds_nothing(tmp_path):
+    """Its B is zero, so the part was left out on reading, and its magnitudes with it."""
+    tensors = dict(dora_qkv().tensors)
+    tensors["blocks.0.attn1.to_k.lora_B.weight"] = torch.zeros(WIDTH, 4)
+    export(AdapterFile(tensors), "kohya", tmp_path / "a.safetensors", KEY_MAPS["hunyuan_dit"])
+    again = read_adapter(tmp_path / "a.safetensors", KEY_MAPS)
+    for letter in "qkv":
+        assert again.tensors[f"blocks.0.attn1.to_{letter}.lora_magnitude_vector"].equal(tensors[f"blocks.0.attn1.to_{letter}.lora_magnitude_vector"])
+    assert not delta_of(again, "blocks.0.attn1.to_k").any()
+
+
+ENCODER = {"encoder.layer.0.output.dense.lora_A.weight": torch.randn(2, 16), "encoder.layer.0.output.dense.lora_B.weight": torch.randn(16, 2)}
+
+
+@pytest.mark.parametrize("rank", [None, 6])
+@pytest.mark.parametrize("wrong", ["dora_scale", "lora_te", "final_layer"])
+def test_what_is_written_wrong_does_not_pass(tmp_path, monkeypatch, wrong, rank):
+    """Magnitudes and text encoders were not compared, and nothing at all where a rank was asked for."""
+    tensors = dict(dora_qkv().tensors if wrong == "dora_scale" else qkv((4, 4, 4), shared=False).tensors)
+    if wrong == "final_layer":
+        tensors |= {"norm_out.linear.lora_A.weight": torch.randn(2, WIDTH), "norm_out.linear.lora_B.weight": torch.randn(2 * WIDTH, 2)}
+    adapter = AdapterFile(tensors, text_encoders={"text_encoder": ENCODER} if wrong == "lora_te" else {})
+    export(adapter, "kohya", tmp_path / "right.safetensors", KEY_MAPS["hunyuan_dit"], rank=rank)
+    whole = exporting.write_tensors
+
+    def damaged(path, shapes, metadata, read):
+        hit = next(key for key in shapes if wrong in key and not key.endswith("alpha"))
+        whole(path, shapes, metadata, lambda key: read(key) * 1.01 if key == hit else read(key))
+
+    monkeypatch.setattr(exporting, "write_tensors", damaged)
+    with pytest.raises(AdapterError, match="magnitudes are others|written file differs"):
+        export(adapter, "kohya", tmp_path / "wrong.safetensors", KEY_MAPS["hunyuan_dit"], rank=rank)
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path):

@@ -1,5 +1,6 @@
 """A comparison as a user makes it: numbers with intervals, resumed without mixing, and a page that a browser shows."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from finetune.families import registry
 from finetune.families.base_models import locate_base
 from finetune.families.key_layouts import KEY_MAPS
 from finetune.generation import LoadedAdapter, draw_from_files
+from finetune.preference.candidates import AdapterUse
 from finetune.sampling import PictureRequest
+from tests.adapters.made_files import R, pair, write
 from tests.tiny_models import sd3
 from tests.tiny_models.text_adapters import write_text_adapter
 
@@ -53,6 +56,16 @@ def test_the_terminal_says_how_many_verdicts_stand_side_by_side(done):
     """The page said it, the table of the command said "better" and "worse" without it."""
     caution, copies = _notes(done[2])
     assert caution.startswith("note: ") and "intervals are shown side by side" in caution and copies.startswith("near-copies of training pictures: ")
+
+
+def test_style_measures_against_the_training_pictures_say_so(done, base, style_folder, tmp_path):
+    """Without --references they are the training pictures, of which a copy scores best, and nothing said it."""
+    comparison, _, result = done
+    assert "palette" in result["caution"] and "with the training pictures themselves" in result["caution"]
+    shutil.copytree(style_folder, tmp_path / "unseen")
+    short = replace(comparison, prompts=comparison.prompts[:1], subjects=comparison.subjects[:1], seeds=(0,), measures=("palette",))
+    assert "themselves" in compare(base, short, tmp_path / "same")["caution"]
+    assert "themselves" not in compare(base, replace(short, references=tmp_path / "unseen"), tmp_path / "other")["caution"]
 
 
 def test_the_result_is_on_disk_without_paths_of_the_machine(done):
@@ -203,3 +216,16 @@ def test_an_adapter_that_trains_text_encoders_is_drawn_with_them_as_generate_dra
     wanted += [drawn.image.tobytes() for drawn in draw_from_files(base, without, [{"style": 1.0}], [request])]
     pictures = [Image.open(next((tmp_path / "out").rglob(f"{subject.folder}/cat-0.png"))).tobytes() for subject in comparison.subjects]
     assert pictures == [wanted[2], wanted[0], wanted[1]] and len(set(wanted)) == 4
+
+
+def test_a_peft_folder_of_another_alpha_is_another_adapter(tmp_path):
+    """The same weights at twice the alpha got the pictures and values of the first."""
+    tensors = pair("base_model.model.blocks.0.attn1.to_q", suffix="peft", alpha=None)
+    write(tmp_path, tensors, name="adapter_model.safetensors")
+    known = set()
+    for settings in ({"r": R, "lora_alpha": R}, {"r": R, "lora_alpha": 2 * R}, {"r": R, "lora_alpha": 2 * R, "use_rslora": True}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+        known |= {subjects_of([str(tmp_path)])[1].folder, AdapterUse(tmp_path).sha256[:8]}
+    assert len(known) == 6
+    single = write(tmp_path, tensors, name="single.safetensors")
+    assert subjects_of([str(single)])[1].sha256 == hashlib.sha256(single.read_bytes()).hexdigest() == AdapterUse(single).sha256

@@ -75,7 +75,7 @@ def test_cmmd_is_0_for_the_same_pictures_and_the_published_formula_for_others(cl
     assert statistic(np.array([0, 1])) == pytest.approx(0, abs=1e-6)
     x, y = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]])
     kernels = [cmmd.gaussian_kernel(one, two) for one, two in ((x, x), (x, y), (y, y))]
-    assert cmmd.cmmd(*kernels) == pytest.approx(1000 * (2 - 2 * np.exp(-25 / 200)))
+    assert cmmd.cmmd(*kernels, np.arange(1)) == pytest.approx(1000 * (2 - 2 * np.exp(-25 / 200)))
 
 
 def test_resampled_cmmd_stays_around_the_value():
@@ -83,9 +83,12 @@ def test_resampled_cmmd_stays_around_the_value():
     random = np.random.default_rng(3)
     x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.normal(size=(2, 10, 16)))
     kernels = [cmmd.gaussian_kernel(one, two) for one, two in ((x, x), (x, y), (y, y))]
-    drawn = np.mean([cmmd.cmmd(*kernels, random.integers(0, 10, 10)) for _ in range(400)])
-    assert drawn == pytest.approx(cmmd.cmmd(*kernels), abs=0.2)
-    assert cmmd.cmmd(*kernels, np.array([4, 4])) == pytest.approx(1000 * (1 + kernels[2].mean() - 2 * kernels[1][4].mean()))
+    drawn = np.mean([cmmd.cmmd(*kernels, np.arange(10), random.integers(0, 10, 10)) for _ in range(400)])
+    assert drawn == pytest.approx(cmmd.cmmd(*kernels, np.arange(10)), abs=0.2)
+    alike, apart = np.concatenate([x, x]), kernels[0][~np.eye(10, dtype=bool)].mean()  # seeds of a prompt that are one picture: only the diagonal's share changes
+    twice = [cmmd.gaussian_kernel(one, two) for one, two in ((alike, alike), (alike, y))]
+    assert cmmd.cmmd(*twice, kernels[2], np.tile(np.arange(10), 2)) == pytest.approx(cmmd.cmmd(*kernels, np.arange(10)) - 1000 * (1 - apart) * (1 / 10 - 1 / 20))
+    assert cmmd.cmmd(*kernels, np.arange(10), np.array([4, 4])) == pytest.approx(1000 * (1 + kernels[2].mean() - 2 * kernels[1][4].mean()))
 
 
 def test_dino_is_1_for_the_reference_itself(tmp_path):

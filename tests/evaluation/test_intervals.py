@@ -54,6 +54,16 @@ def test_few_prompts_have_a_value_but_no_interval_and_none_has_neither():
     assert np.isnan(none.value) and none.prompts == 0
 
 
+def test_a_share_of_prompts_that_all_say_the_same_is_not_taken_for_certain():
+    """No near-copy in 20 prompts was "0 to 0, 95 %"; a 17th of all prompts may still give one."""
+    ids = [f"p{number}" for number in range(20)]
+    none = bootstrap_mean(np.zeros(20), ids, bounds=(0.0, 1.0))
+    assert none.low == 0 and none.high == pytest.approx(0.168, abs=1e-3) and none.absent is None
+    unbounded = bootstrap_mean(np.full(20, 0.3), ids)
+    assert (unbounded.low, unbounded.high, unbounded.absent) == (None, None, "all prompts alike")
+    assert bootstrap_mean(np.zeros(3), ids[:3], bounds=(0.0, 1.0)).absent == "too few prompts"
+
+
 def test_a_set_statistic_is_resampled_by_prompt():
     values, ids = simulated(np.random.default_rng(3))
     of_set = bootstrap_set(lambda chosen: float(values[chosen].mean()), np.ones(len(values), bool), ids)

@@ -214,4 +214,5 @@ def test_a_gain_over_few_prompts_has_no_interval_and_says_so():
     low, high = paired_interval(np.arange(12.0), [f"p{number // 2}" for number in range(12)])
     assert low < 5.5 < high
     told = Finished(**dict.fromkeys(Finished.__dataclass_fields__) | {"reward_before": 0.1, "reward_after": 0.3}).gain_line()
-    assert told == "0.100 before, 0.300 after (too few held-out prompts for an interval)"
+    assert told == "0.100 before, 0.300 after (no interval: too few held-out prompts, or all gained alike)"
+    assert paired_interval(np.full(8, 0.1), list("abcdefgh")) is None

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_tools.errors import BadInput, BrushworkError, DataError
 from finetune.preference.best_of import gain_over_one, rank_pictures
-from finetune.preference.pairs import Pair
+from finetune.preference.pairs import Pair, preference_pairs
+from finetune.preference.rewards import fitting
 from finetune.preference.rewards.features import PixelFeatures, build_features
 from finetune.preference.rewards.fitting import calibration_error, fit_head
 from finetune.preference.rewards.measures import MEASURES, PLAIN, Measure, gram, warmth
@@ -51,6 +53,54 @@ def test_accuracy_is_measured_on_prompts_that_were_not_learned():
     assert held.low < 0.5 < held.high
 
 
+def test_no_split_looks_at_pictures_of_the_prompts_it_is_tested_on(monkeypatch):
+    """The directions were taken from all pictures, which made held-out prompts look easier than new ones."""
+    looked_at, whole = [], fitting.fit_projection
+
+    def noted(matrix, prompts, pairs):
+        looked_at.append(set(prompts))
+        return whole(matrix, prompts, pairs)
+
+    monkeypatch.setattr(fitting, "fit_projection", noted)
+    features, pairs, _ = simulated(12, 3, mistakes=0.1)
+    everything = {pair.prompt_id for pair in pairs}
+    fit_head(features, pairs)
+    held_out = [everything - seen for seen in looked_at[:-1]]
+    assert looked_at[-1] == everything and all(held_out)
+    assert sorted(prompt for held in held_out for prompt in held) == sorted(everything)
+
+
+def test_pictures_that_do_not_differ_are_no_stumbling_block():
+    features, pairs, _ = simulated(3, 4, mistakes=0.0)
+    alike = {name: row if name.startswith("0") else np.ones(12) for name, row in features.items()}
+    assert 0 <= fit_head(alike, pairs).held_out.accuracy <= 1
+
+
+def share_covered(draw, prompts, truth, tried=200):
+    random, held = np.random.default_rng(3), 0
+    for number in range(tried):
+        interval = fitting.prompt_interval(draw(random, prompts, truth).ravel().astype(float), [f"p{prompt}" for prompt in range(prompts) for _ in range(6)], number, 1000)
+        held += interval is not None and interval[0] - 1e-9 <= truth <= interval[1] + 1e-9
+    return held / tried
+
+
+@pytest.mark.parametrize("prompts", [5, 8, 20])
+def test_the_interval_of_an_accuracy_holds_it_though_pairs_of_a_prompt_stand_and_fall_together(prompts):
+    """With all prompts right it took each pair for a case of its own, and held the truth 68, 56 and 87 times in 100."""
+    together = lambda random, count, truth: np.repeat(random.random((count, 1)) < truth, 6, axis=1)  # noqa: E731
+    for truth in (0.8, 0.9):
+        assert share_covered(together, prompts, truth) > 0.93
+
+
+def test_few_prompts_have_an_accuracy_but_no_interval(tmp_path):
+    """Wilson's, with each pair a case of its own, held the truth 42 times in 100 where the pairs of 4 prompts stand or fall together."""
+    folder = colour_folder(tmp_path, prompts=4, per_prompt=4)
+    rate_all_pairs(folder)
+    report = train_reward(folder, PixelFeatures(), tmp_path / "reward.safetensors")
+    assert 0 < report.accuracy <= 1 and report.accuracy_interval is None
+    assert any("4 prompts are too few" in warning for warning in report.warnings)
+
+
 def test_too_few_pairs_are_an_error_that_says_how_many():
     features, pairs, _ = simulated(1, 4, 0.0)
     with pytest.raises(DataError, match="1 prompts"):
@@ -90,12 +140,23 @@ def test_the_whole_way_from_ratings_to_a_reward_file(tmp_path):
     assert described["features"] == {"kind": "pixels"} and described["report"]["pairs"] == 72
 
 
+def test_the_same_ratings_give_the_same_bytes_and_the_file_scores_as_the_head_did(tmp_path):
+    folder = colour_folder(tmp_path, prompts=6, per_prompt=4)
+    rate_all_pairs(folder, mistakes=0.1)
+    for name in ("one", "other"):
+        train_reward(folder, PixelFeatures(), tmp_path / name / "reward.safetensors")
+    assert (tmp_path / "one/reward.safetensors").read_bytes() == (tmp_path / "other/reward.safetensors").read_bytes()
+    first = load_reward(tmp_path / "one/reward.json")
+    features = {item: PixelFeatures().extract(pixels_of([Image.open(folder.picture(item))]), [""])[0].numpy() for item in sorted(folder.candidates())}
+    head = fit_head(features, preference_pairs(folder.judgements(), ties=True))
+    scores = [float(first.score(pixels_of([Image.open(folder.picture(item))]), [""])[0]) for item in features]
+    assert scores == pytest.approx(head.score(np.stack(list(features.values()))), rel=1e-4, abs=1e-4)
+
+
 def test_a_reward_that_only_learned_brightness_says_so(tmp_path):
     folder = colour_folder(tmp_path, prompts=12, per_prompt=4)
 
     def brightness(folder, item):
-        from PIL import Image
-
         with Image.open(folder.picture(item)) as image:
             return float(np.asarray(image.convert("L"), dtype=float).mean())
 
@@ -177,8 +238,6 @@ def test_measures_by_wrong_names_or_settings_are_refused():
 
 def test_best_of_n_keeps_the_best_and_reports_the_gain(tmp_path):
     folder = colour_folder(tmp_path, prompts=6, per_prompt=8)
-    from PIL import Image
-
     groups = [(group[0].prompt, [Image.open(folder.picture(candidate)) for candidate in group]) for group in folder.by_prompt().values()]
     ranked = rank_pictures("measure:warmth", groups)
     for one, (_, pictures) in zip(ranked, groups, strict=True):

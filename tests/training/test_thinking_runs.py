@@ -90,7 +90,7 @@ def test_publishing_takes_the_tokens_along_and_refuses_an_adapter_that_lost_them
     from finetune.cli.publish_page import build_page, read_source
 
     _, _, result = job
-    page = build_page(read_source(result.adapter), "someone/rounds", base_model="someone/base", licence=None, licence_file=None, title=None, fetch=False)
+    page = build_page(read_source(result.adapter), "someone/rounds", base_model="someone/base", licence=None, licence_name=None, licence_file=None, title=None, fetch=False)
     for file in page.files:
         (tmp_path / file.name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file.name).write_bytes(file.content)

@@ -16,14 +16,15 @@ def polynomial_kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one @ other.T / one.shape[1] + 1) ** 3
 
 
-def unbiased_mmd(within: np.ndarray, across: np.ndarray, others: np.ndarray, chosen: np.ndarray | None = None) -> float:
+def unbiased_mmd(within: np.ndarray, across: np.ndarray, others: np.ndarray, prompts: np.ndarray, chosen: np.ndarray | None = None) -> float:
     """Squared maximum mean discrepancy from kernel matrices (n, n), (n, m), (m, m).
 
-    chosen: indices of the n to take, with repeats when resampling; a picture is never compared with itself, not even
-    with its repeat, else every bootstrap sample would look closer together than it is.
+    prompts: (n,) which prompt each picture is of.  chosen: indices of the n to take, with repeats when resampling. Pictures are compared
+    across prompts only: seeds of one prompt are alike, and a resampled prompt meets its own repeat, so that both the number and its
+    interval would lie too high.
     """
     chosen = np.arange(len(within)) if chosen is None else chosen
-    different = chosen[:, None] != chosen[None]
+    different = prompts[chosen][:, None] != prompts[chosen][None]
     m = len(others)
     if not different.any() or m < 2:
         return float("nan")
@@ -36,10 +37,11 @@ def of_set(evidence: Evidence) -> Callable[[np.ndarray], float]:
     mine, references = standardised(evidence)
     within, across, others = polynomial_kernel(mine, mine), polynomial_kernel(mine, references), polynomial_kernel(references, references)
 
-    return lambda chosen: unbiased_mmd(within, across, others, chosen)
+    prompts = np.array([prompt.prompt_id for prompt in evidence.prompts])
+    return lambda chosen: unbiased_mmd(within, across, others, prompts, chosen)
 
 
 MEASURE = Measure(
     "kid", "kernel distance between all pictures and all references on the base's encoder features (compare equal numbers of pictures only)",
     "Binkowski et al., Demystifying MMD GANs (2018); features of the base in place of Inception's, so not comparable with published KID",
-    float("-inf"), float("inf"), "lower", ("references", "judge"), of_set=of_set)
+    float("-inf"), float("inf"), "lower", ("references", "judge"), version=2, of_set=of_set)

@@ -72,6 +72,6 @@ def read_results(path: Path | str, model: str) -> ImportedResult:
             pictures += PICTURES_PER_PROMPT
     if not names:
         raise BadInput("holds no line `path, s1, s2, s3, s4, mean`", where=str(path), fix="give the grader's result text file, not its _detail file")
-    interval = bootstrap_mean(np.array(scores), names, "dpg")
+    interval = bootstrap_mean(np.array(scores), names, "dpg", (0.0, 100.0))
     return ImportedResult(model, "DPG-Bench", interval.value, interval.low, interval.high, 100, grader="mPLUG-large VQA (ELLA's dpg_bench)",
                           prompts=f"{len(set(names))} prompts", n=pictures, source="results file")

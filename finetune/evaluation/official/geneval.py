@@ -80,7 +80,7 @@ def read_results(path: Path | str, model: str) -> ImportedResult:
     for tag in tags:
         own = [(prompt, correct) for row_tag, prompt, correct in rows if row_tag == tag]
         by_tag[tag] = 100 * float(np.mean([correct for _, correct in own]))
-        interval = bootstrap_mean(np.array([100.0 * correct for _, correct in own]), [prompt for prompt, _ in own], f"geneval {tag}")
+        interval = bootstrap_mean(np.array([100.0 * correct for _, correct in own]), [prompt for prompt, _ in own], f"geneval {tag}", (0.0, 100.0))
         variance += ((interval.high - interval.low) / 3.92) ** 2 if interval.low is not None else float("nan")
     score, half = float(np.mean(list(by_tag.values()))), 1.96 * variance**0.5 / len(tags)
     missing = [tag for tag in TAGS if tag not in by_tag]

@@ -40,7 +40,7 @@ USUAL_STEPS, USUAL_GUIDANCE = 20, 5.0
 @dataclass(frozen=True)
 class Finished:
     """What `prefer train` tells. reward_before, reward_after: mean over held-out prompts, drawn as a user draws, by the
-    base and by the adapter file as loaded back; gain_interval: of their paired difference, 95 % over prompts, None for too few.
+    base and by the adapter file as loaded back; gain_interval: of their paired difference, 95 % over prompts, None for too few or where all gained alike.
     kl: of the exported adapter.  stopped: why the guard ended the run early, or None.  best_step: what was exported."""
 
     run: Path
@@ -64,7 +64,7 @@ class Finished:
         """What became of the reward, in words, with as much as the held-out prompts allow to say."""
         means = f"{self.reward_before:.3f} before, {self.reward_after:.3f} after"
         if self.gain_interval is None:
-            return f"{means} (too few held-out prompts for an interval)"
+            return f"{means} (no interval: too few held-out prompts, or all gained alike)"
         low, high = self.gain_interval
         return f"{means} (gain {low:+.3f} to {high:+.3f}, 95 %)"
 
@@ -160,7 +160,7 @@ def _gain_interval(rewards: Sequence[np.ndarray | None], requests: Sequence[Pict
 
 def paired_interval(differences: np.ndarray, prompts: Sequence[str], resamples: int = 4000) -> tuple[float, float] | None:
     """95 % interval of the mean difference, resampling prompts, never pictures: those of one prompt are alike. None for fewer
-    than `resampling.FEWEST_PROMPTS` prompts, which would have one of no width."""
+    than `resampling.FEWEST_PROMPTS` prompts and where all differ alike, which would have one of no width."""
     names = sorted(set(prompts))
     means = np.array([differences[[name == prompt for prompt in prompts]].mean() for name in names])
     drawn = np.random.default_rng(0).choice(means, (resamples, len(means))).mean(1)

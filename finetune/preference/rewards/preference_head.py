@@ -24,6 +24,7 @@ from finetune.preference.pairs import Pair, preference_pairs
 from finetune.preference.rewards import measures
 from finetune.preference.rewards.features import Features, PixelFeatures
 from finetune.preference.rewards.fitting import FEW_PAIRS, Head, fit_head
+from finetune.resampling import FEWEST_PROMPTS
 
 SHORTCUTS = ("brightness", "contrast", "saturation", "size")
 PICTURES_AT_A_TIME = 8
@@ -51,14 +52,14 @@ class PreferenceHead:
 
 @dataclass(frozen=True)
 class RewardReport:
-    """What `prefer reward` tells. shortcut: the plain quality that would have done as well, or None.  ceiling: the
+    """What `prefer reward` tells. accuracy_interval: None with too few prompts for one.  shortcut: the plain quality that would have done as well, or None.  ceiling: the
     accuracy that annotators' agreement allows, None without overlap."""
 
     file: Path
     pairs: int
     ties: int
     accuracy: float
-    accuracy_interval: tuple[float, float]
+    accuracy_interval: tuple[float, float] | None
     calibration_error: float
     ceiling: float | None
     shortcut: str | None
@@ -91,7 +92,7 @@ def train_reward(folder: CandidateFolder, features: Features, out: Path, *, witn
     warnings = _warnings(head, decided, shortcut, shortcut_accuracy, ceiling)
     held = head.held_out
     report = RewardReport(
-        file=out, pairs=decided, ties=len(pairs) - decided, accuracy=held.accuracy, accuracy_interval=(held.low, held.high), calibration_error=held.calibration_error,
+        file=out, pairs=decided, ties=len(pairs) - decided, accuracy=held.accuracy, accuracy_interval=None if held.low is None else (held.low, held.high), calibration_error=held.calibration_error,
         ceiling=ceiling, shortcut=shortcut if warnings and "shortcut" in " ".join(warnings) else None, shortcut_accuracy=shortcut_accuracy,
         witness_accuracy=witness.held_out.accuracy, warnings=tuple(warnings),
     )
@@ -146,7 +147,9 @@ def _warnings(head: Head, decided: int, shortcut: str | None, shortcut_accuracy:
     held, found = head.held_out, []
     if decided < FEW_PAIRS:
         found.append(f"{decided} pairs are few: keep to best-of-N, or collect {FEW_PAIRS} before optimising against this reward")
-    if held.low <= 0.5:
+    if held.low is None:
+        found.append(f"{held.prompts} prompts are too few to say how far its accuracy may be off: rate pairs of {FEWEST_PROMPTS} or more")
+    elif held.low <= 0.5:
         found.append(f"the interval {held.low:.0%} to {held.high:.0%} reaches chance: this reward may have learned nothing")
     if shortcut_accuracy is not None and shortcut_accuracy >= held.accuracy - 0.02 and shortcut_accuracy > 0.6:
         found.append(f"shortcut: \"{shortcut}\" alone agrees with {shortcut_accuracy:.0%} of the choices; this reward may have learned nothing else")
