@@ -150,7 +150,7 @@ class ObjectiveSettings(Section):
     noise_offset: float = setting(
         0.0, "Strength of a constant that is added to the noise of each latent channel, so that very dark and very bright pictures can be learned; 0.05 is usual. Only for bases that are not flow matching, which learn from pure noise anyway.", "", ge=0, le=1)
     guidance: float = setting(
-        1.0, "Guidance scale that a guidance-distilled base (Flux dev, HunyuanVideo) is told in training; at 1 it keeps its behaviour at higher scales, 3.5 is what the scripts of diffusers tell it.", "", ge=0, le=100)
+        1.0, "Guidance scale that a guidance-distilled base is told in training; at 1 it keeps its behaviour at higher scales more intact, the scripts of diffusers tell it 3.5.", "", ge=0, le=100)
     gamma: float = setting(5.0, "Cap of min_snr, the signal-to-noise ratio above which samples count less.", "", gt=0, le=1000)
 
 

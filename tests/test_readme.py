@@ -65,7 +65,7 @@ def test_the_tree_in_the_readme_names_rooms_that_exist():
 def test_the_number_of_broken_recipes_in_the_readme_is_true():
     from tests.recipe.test_broken_recipes import BROKEN
 
-    assert f"({len(BROKEN)}/{len(BROKEN)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(BROKEN)}/{len(BROKEN)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_bare_loop_runs(tmp_path):
