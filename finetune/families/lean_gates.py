@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.adapters.shared_input import project
+from finetune.adapters.shared_input import autocast_format, project
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -81,8 +81,7 @@ def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if type(layer) is not nn.Conv2d or layer.weight.requires_grad or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return layer(x)
     weight, bias = layer.weight, layer.bias
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_format(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _FrozenConvolution.apply(x, weight, bias, (layer.stride, layer.padding, layer.dilation, layer.groups))
 
