@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,7 +131,7 @@ def micro_batch(job: TrainingJob, step: int, samples: Sequence[Sample], position
     return MicroBatch(
         noisy=bring(objective.add_noise(clean, noise, level), device),
         target=bring(objective.target(clean, noise, level), device),
-        level=NoiseLevel(bring(level.sigma, device), bring(level.timestep, device)),
+        level=replace(level, sigma=bring(level.sigma, device), timestep=bring(level.timestep, device)),
         weights=bring(objective.weight(level) * torch.tensor([picture.weight for picture in pictures]), device),
         place_weights=places if places is None else bring(places, device),
         conditionings=[_brought(_conditioning(job, step, sample), device) for sample in samples],
