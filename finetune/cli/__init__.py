@@ -6,7 +6,6 @@ Nothing here imports torch, diffusers or their like before a verb needs them: he
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import itertools
 import os
@@ -14,6 +13,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+
+from finetune import cycle_collection
 
 # Files with a `register(app)`, in the order in which the help shows them.
 VERB_FILES = (
@@ -33,10 +34,6 @@ WORDS = frozenset("-p --prompt --negative --trigger --prepend --append --replace
 # hold the cores a spinning thread takes the time of the one it waits for.
 SHORT_SPIN = "3000"
 
-# How many objects more than at the last look let Python look for cycles among the new ones. Libraries bring half a million objects that stay, and
-# with its own 700 Python goes over them 680 times: 0.7 s instead of 0.3. What holds models and pictures is collected where it is let go.
-NEW_OBJECTS_PER_LOOK = 20_000
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave the process with its exit code: 0 fine, 1 failed, 2 bad input or usage, 130 interrupted."""
@@ -48,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SHORT_SPIN)
-    gc.set_threshold(NEW_OBJECTS_PER_LOOK, *gc.get_threshold()[1:])
+    cycle_collection.put_off()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     from finetune.cli import output

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from finetune import cycle_collection
 from finetune.absent_libraries import absent
 from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, name_later, names_later, one_process_only
 from finetune.library_lists import distributions_when_asked, load_parts_by_name, models_read_once
@@ -78,6 +79,7 @@ def import_libraries(base: Path) -> None:
     """
     if not all(name in sys.modules for name in NEEDED_LATE):
         _import_leanly(base)
+        cycle_collection.resume()
     if wants_scipy(base):
         _bring_scipy()
 
