@@ -121,14 +121,15 @@ def test_a_terminal_without_the_characters_gets_escapes():
 
 
 def test_of_several_processes_one_says_what_is_wrong_with_the_arguments(tmp_path):
-    """And all of them end with its exit code, whichever was the first to find it."""
+    """And they end with its exit code, whichever was the first to find it; one that the launcher ends before it has come so far, by the signal."""
     (tmp_path / "empty").mkdir()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "finetune", "train", str(tmp_path / "empty"), "--base", "mini", "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     said = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert said.stderr.count("error: ") == 1 and "no usable picture" in said.stderr, said.stderr
-    assert re.findall(r"exitcode +: (\S+)", said.stderr) == ["2", "2"]
+    *others, first = re.findall(r"exitcode +: (\S+)", said.stderr)
+    assert first == "2" and others in (["2"], ["-15"])
 
 
 def test_an_error_that_only_one_of_several_processes_has_is_said_by_it(capsys, monkeypatch):
