@@ -59,14 +59,15 @@ class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, Any, Any, int]) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.settings, ctx.shape = settings, x.shape
+        ctx.settings, ctx.layout = settings, (x.shape, x.stride())
         return F.conv2d(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
-        shaped = gradient.new_empty(ctx.shape)  # the operator asks for an input, of which it takes the shape
+        # The operator asks for an input, of which it takes the shape, and by whose layout it chooses its way.
+        shaped = gradient.new_empty_strided(*ctx.layout)
         found = torch.ops.aten.convolution_backward(gradient, shaped, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])
         return found[0], None, None, None
 
