@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import threading
@@ -15,6 +14,8 @@ from pathlib import Path
 from finetune import cycle_collection
 from finetune.absent_libraries import absent
 from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, defer_part, name_later, names_later, one_process_only
+from finetune.errors import BaseModelError
+from finetune.families.model_index import component_slots, read_model_index
 from finetune.library_lists import distributions_when_asked, load_parts_by_name, models_read_once
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
@@ -43,8 +44,8 @@ def wants_scipy(base: Path) -> bool:
 def transformer_class(base: Path) -> str | None:
     """Name of the class of diffusers that the base's transformer is of; None where its folder does not say."""
     try:
-        library, name = json.loads((base / "model_index.json").read_text(encoding="utf-8"))["transformer"]
-    except (OSError, ValueError, KeyError, TypeError):
+        library, name = component_slots(read_model_index(base))["transformer"]
+    except (BaseModelError, KeyError):
         return None
     return name if library == "diffusers" else None
 
