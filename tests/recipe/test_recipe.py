@@ -174,9 +174,14 @@ def test_a_setting_that_others_keep_from_being_read_is_refused_instead_of_ignore
 
 
 def test_settings_that_are_read_are_let_through():
-    load_recipe(MINI, ["objective.timesteps=logit_normal_shifted", "objective.shift=3.0", "objective.mean=0.5", "objective.std=0.5"])
-    load_recipe(MINI, ["objective.timesteps=shifted", "objective.shift=3.0", "objective.weighting=min_snr", "objective.gamma=1.0"])
-    load_recipe(MINI, ["objective.shift=1.0", "objective.gamma=5.0", "training.lora_plus_ratio=16.0", "adapter.kind=dora"])
+    for changes in (["objective.timesteps=logit_normal_shifted", "objective.shift=3.0", "objective.mean=0.5", "objective.std=0.5"],
+                    ["objective.timesteps=shifted", "objective.shift=3.0", "objective.weighting=min_snr", "objective.gamma=1.0"],
+                    ["objective.shift=1.0", "objective.gamma=5.0", "training.lora_plus_ratio=16.0", "adapter.kind=dora"]):
+        recipe = load_recipe(MINI, changes)
+        for setting in changes:
+            key, _, value = setting.partition("=")
+            section, _, name = key.partition(".")
+            assert str(getattr(getattr(recipe, section), name)) == value, setting
 
 
 def test_things_that_are_no_recipe_files_are_named(tmp_path):
