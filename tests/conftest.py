@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.libraries_stay import let_libraries_stay
+
 # What torch itself starts with: a test that imports it first draws what others draw.
 SEED = 67280421310721
 
@@ -54,6 +56,28 @@ def pytest_fixture_setup() -> Iterator[None]:
 def pytest_runtest_call() -> Iterator[None]:
     _seed_everything()
     return (yield)
+
+
+modules_seen = 0
+
+
+def _let_new_libraries_stay() -> None:
+    """Only where something was imported since."""
+    global modules_seen
+    if len(sys.modules) != modules_seen:
+        modules_seen = len(sys.modules)
+        let_libraries_stay()
+
+
+def pytest_collection_finish() -> None:
+    _let_new_libraries_stay()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    result = yield
+    _let_new_libraries_stay()
+    return result
 
 
 @pytest.fixture(scope="session", autouse=True)
