@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_tools.errors import BrushworkError
 from finetune.training import run as training_run
+from tests.libraries_stay import let_libraries_stay
 from tests.training.killed_runs import half_files
 from tests.training.small_job import small_recipe
 
@@ -64,6 +65,7 @@ def main(base: str, pictures: str, folder: str, most: str) -> None:
     work = Path(folder)
     recipe = small_recipe(base, Path(pictures), training__checkpoint_every=4, training__steps=8)
     training_run.train(small_recipe(base, Path(pictures), training__steps=1), work / "imports", cache_folder=work / "imports cache")
+    let_libraries_stay()
     code, flushes, said = attempt(recipe, work / "unbroken", work / "first cache", None)
     if code != ENDED:
         raise SystemExit(said)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from finetune.training import run as training_run
+from tests.libraries_stay import let_libraries_stay
 from tests.training.small_job import small_recipe
 
 
@@ -65,6 +66,7 @@ def main(base: str, pictures: str, folder: str, kills: str, seed: str) -> None:
     # Everything is imported here, once: a child then spends its life on the run and not on imports.
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")
     training_run.train(small_recipe(base, Path(pictures), training__steps=1), work / "imports", cache_folder=work / "cache" / "encodings")
+    let_libraries_stay()
     began = time.monotonic()
     if not finished(attempt(recipe, work / "unbroken", work / "cache")):
         raise SystemExit((work / "problem.txt").read_text())
