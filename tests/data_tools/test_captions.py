@@ -18,10 +18,16 @@ from data_tools.captions import caption_pictures, with_trigger
 from data_tools.errors import BadInput, BrushworkError, DataError
 from data_tools.scan import scan_folder
 from data_tools.thinking import read_record, thinking_path
+from tests.data_tools.opened_here import open_here
 from tests.data_tools.pictures import draw, save
 from tests.data_tools.stand_in import completion, picture_of, serving
 
 PROMPT = caption_prompt("style", "en")
+
+
+@pytest.fixture(autouse=True)
+def opened_here(monkeypatch):
+    open_here(monkeypatch)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from data_tools.layouts.caption_files import clean_line
 from data_tools.records import Caption, ImageRecord
 from data_tools.scan import scan_folder
 from data_tools.thinking_rules import think_by_rules
+from tests.data_tools.opened_here import open_here
 from tests.data_tools.pictures import save
 
 LOSSLESS = ("sidecars", "kohya", "onetrainer", "metadata", "webdataset", "parquet", "zip")
@@ -32,6 +33,11 @@ def said(record: ImageRecord):
     mask = hashlib.sha256(record.mask.read_bytes()).hexdigest() if record.mask else None
     return record.content_hash, frozenset(record.captions), mask, record.licence, record.repeats, record.split
 
+
+
+@pytest.fixture(autouse=True)
+def opened_here(monkeypatch):
+    open_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.data_tools.opened_here import open_here
 from tests.training.small_job import small_recipe, write_pictures
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_scan_cache(tmp_path_factory):
-    """What a scan remembers of pictures stays out of the user's cache."""
+def scans_of_their_own(tmp_path_factory):
+    """What a scan remembers of pictures stays out of the user's cache, and no processes are started to open them."""
     with pytest.MonkeyPatch.context() as patch:
+        open_here(patch)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "scan cache"))
         yield
 
