@@ -15,6 +15,7 @@ from pathlib import Path
 from data_tools.progress import Progress
 from finetune.errors import Interrupted
 from finetune.training.run import train
+from tests.libraries_stay import let_libraries_stay
 from tests.training.small_job import small_recipe
 
 
@@ -58,6 +59,7 @@ def main(base: str, pictures: str, folder: str) -> None:
     recipe = recipe_of(base, pictures)
     whole, stopped = Watched(), Watched(stop_at=3 if os.environ["RANK"] == "1" else None)
     result = train(recipe, work / "unbroken", progress=whole, cache_folder=work / "cache")
+    let_libraries_stay()
     PartialState().wait_for_everyone()
     try:
         train(recipe, work / "stopped", progress=stopped, cache_folder=work / "cache")
