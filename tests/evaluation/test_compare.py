@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter
+from finetune.cli import main
 from finetune.cli.evaluate import _notes
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
@@ -180,15 +180,24 @@ def test_a_real_browser_shows_the_page_and_hostile_prompts_stay_text(base, adapt
     assert (pixels[:, -8:] == pixels[0, -1]).all()
 
 
-def run_command(*arguments):
-    return subprocess.run([sys.executable, "-m", "finetune", "evaluate", *map(str, arguments)], capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def evaluate(capfd):
+    """Call the verb in this process: exit code and both streams."""
+
+    def call(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", *map(str, arguments)])
+        return stopped.value.code, *capfd.readouterr()
+
+    return call
 
 
-def test_the_command_prints_rows_as_one_object(base_folder, adapters, prompt_file, tmp_path):
-    done = run_command("compare", "--base", base_folder, "--adapters", adapters[0], adapters[1], "--prompts", prompt_file, "--out", tmp_path / "out",
-                       "--seeds", "3", "--steps", "1", "--measures", "structure_kept,sharpness", "--limit", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+def test_the_command_prints_rows_as_one_object(evaluate, base_folder, adapters, prompt_file, tmp_path):
+    code, out, err = evaluate("compare", "--base", base_folder, "--adapters", adapters[0], adapters[1], "--prompts", prompt_file, "--out", tmp_path / "out",
+                              "--seeds", "3", "--steps", "1", "--measures", "structure_kept,sharpness", "--limit", "2", "--json")
+    assert code == 0, err
+    told = json.loads(out)
     assert {(row["adapter"], row["measure"]) for row in told["rows"]} == {(name, measure) for name in ("base", "nothing", "strong") for measure in ("structure_kept", "sharpness")}
     assert told["rows"][0]["seeds"] == 1
 
@@ -196,9 +205,9 @@ def test_the_command_prints_rows_as_one_object(base_folder, adapters, prompt_fil
 @pytest.mark.parametrize("arguments, said", [
     (["compare", "--prompts", "nothing.txt"], "no such file"), (["import", "nothing", "--form", "fid", "--into", "."], "no form called"),
     (["compare", "--prompts", "PROMPTS", "--weights", "clip"], "names no weights"), (["compare", "--prompts", "PROMPTS"], "base model is not named")])
-def test_bad_input_is_one_line_and_exit_code_2(arguments, said, prompt_file):
-    done = run_command(*[str(prompt_file) if argument == "PROMPTS" else argument for argument in arguments])
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_exit_code_2(arguments, said, evaluate, prompt_file):
+    code, _, err = evaluate(*[prompt_file if argument == "PROMPTS" else argument for argument in arguments])
+    assert code == 2 and said in err and "Traceback" not in err
 
 
 def test_an_adapter_that_trains_text_encoders_is_drawn_with_them_as_generate_draws_it(tmp_path):
