@@ -1,7 +1,9 @@
 """Whole runs on tiny models: each method moves the reward, near the base, resumes exactly, and is stopped when it cheats."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
+from finetune.cli import main
 from finetune.errors import Interrupted, RunFolderError, TrainingError
 from finetune.families.base_models import locate_base
 from finetune.families.key_layouts import KEY_MAPS
@@ -70,15 +73,35 @@ def settings_for(bases, rated, name, method, **changes):
     return build_settings(given | changes)
 
 
+class Listening(Progress):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def finished(bases, rated, tmp_path_factory):
+    """(name, method, steps) -> folder, result and messages of such a run, made once. To read, and to copy."""
+
+    @functools.cache
+    def run(name, method, steps=4):
+        out, progress = tmp_path_factory.mktemp(f"{name}-{method}-{steps}") / "run", Listening()
+        return out, train_preference(settings_for(bases, rated, name, method, steps=steps), out, progress=progress), progress.said
+
+    return run
+
+
 @pytest.mark.parametrize(("name", "method"), [("hunyuan_dit", "grpo"), ("hunyuan_dit", "draft"), ("hunyuan_dit", "refl"), ("sd3", "grpo"), ("sd3", "draft")])
-def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(bases, rated, tmp_path, name, method):
-    result = train_preference(settings_for(bases, rated, name, method), tmp_path / "run")
+def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(finished, name, method):
+    run, result, _ = finished(name, method)
     assert result.reward_after > result.reward_before and result.kl > 0 and result.stopped is None
     assert result.verified.changed and result.verified.placed == result.verified.keys and result.verified.restored
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows if "kl" in row] == [2, 4]
     assert {"reward", "kl", "diversity", "drift", "out_of_range", "kl_steps"} <= set(rows[-1])
-    report = (tmp_path / "run" / "report.html").read_text()
+    report = (run / "report.html").read_text()
     assert "Reward on held-out prompts" in report and "sampler_steps = 4" in report and "Divergence from the base" in report and result.sheet.is_file()
     assert read_adapter(result.adapter).provenance["preference_method"] == method
 
@@ -135,15 +158,14 @@ def test_a_run_with_a_scaled_loss_learns_and_resumes_as_any_other(bases, rated, 
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo", "draft"])
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bases, rated, tmp_path, method):
-    settings = settings_for(bases, rated, "hunyuan_dit", method)
-    whole = train_preference(settings, tmp_path / "whole")
-    train_preference(settings.model_copy(update={"steps": 2}), tmp_path / "broken")
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bases, rated, finished, tmp_path, method):
+    unbroken, whole, _ = finished("hunyuan_dit", method)
+    shutil.copytree(finished("hunyuan_dit", method, steps=2)[0], tmp_path / "broken")
     (tmp_path / "broken" / "result.json").unlink()
-    resumed = train_preference(settings, tmp_path / "broken", resume=True)
+    resumed = train_preference(settings_for(bases, rated, "hunyuan_dit", method), tmp_path / "broken", resume=True)
     assert resumed.resumed_from == 2
     assert resumed.adapter.read_bytes() != b"" and _tensors(resumed.adapter) == _tensors(whole.adapter)
-    timeless = [[{name: value for name, value in json.loads(line).items() if name not in ("seconds", "peak_memory_bytes")} for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("whole", "broken")]
+    timeless = [[{name: value for name, value in json.loads(line).items() if name not in ("seconds", "peak_memory_bytes")} for line in (run / "log.jsonl").read_text().splitlines()] for run in (unbroken, tmp_path / "broken")]
     assert timeless[0] == timeless[1]
 
 
@@ -151,9 +173,9 @@ def _tensors(path):
     return {name: tensor.numpy().tobytes() for name, tensor in read_adapter(path).tensors.items()}
 
 
-def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases, rated, tmp_path):
+def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases, rated, finished, tmp_path):
     settings = settings_for(bases, rated, "hunyuan_dit", "draft", steps=2)
-    train_preference(settings, tmp_path / "run")
+    shutil.copytree(finished("hunyuan_dit", "draft", steps=2)[0], tmp_path / "run")
     with pytest.raises(RunFolderError, match="holds a run"):
         train_preference(settings, tmp_path / "run")
     with pytest.raises(RunFolderError, match="kl_weight"):
@@ -178,8 +200,8 @@ def test_the_guard_stops_a_wrecking_run_and_keeps_the_last_healthy_adapter(bases
     assert result.stopped and result.steps < 60 and result.kl <= 5.0 and result.best_step < result.steps
 
 
-def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, rated, tmp_path):
-    first = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "first")
+def test_a_starting_adapter_is_part_of_the_reference_and_of_the_result(bases, rated, finished, tmp_path):
+    _, first, _ = finished("hunyuan_dit", "draft", steps=2)
     # Under the names of Tencent's own code, as a file from elsewhere would come.
     foreign = export(read_adapter(first.adapter), "tencent", tmp_path / "foreign", KEY_MAPS["hunyuan_dit"]).path
     second = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(foreign)), tmp_path / "second")
@@ -259,22 +281,18 @@ def test_the_trained_model_is_gone_before_a_fresh_one_is_loaded(bases, rated, tm
     assert alive == [False] and result.reward_before is not None
 
 
-def test_generate_draws_with_the_adapter_of_a_preference_run(bases, rated, tmp_path):
-    train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "run")
-    command = [sys.executable, "-m", "finetune", "generate", "--base", str(bases["hunyuan_dit"]), "--adapter", str(tmp_path / "run" / "adapter"), "--prompt", "a dog", "--best-of", "3", "--reward", "measure:warmth",
-               "--steps", "2", "--size", "32x32", "--out", str(tmp_path / "pictures"), "--json"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stdout + result.stderr
-    [picture] = [one for one in json.loads(result.stdout)["pictures"] if Path(one["path"]).is_file()][:1]
+def test_generate_draws_with_the_adapter_of_a_preference_run(bases, finished, tmp_path, capfd):
+    run, _, _ = finished("hunyuan_dit", "draft", steps=2)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--base", str(bases["hunyuan_dit"]), "--adapter", str(run / "adapter"), "--prompt", "a dog", "--best-of", "3", "--reward", "measure:warmth",
+              "--steps", "2", "--size", "32x32", "--out", str(tmp_path / "pictures"), "--json"])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 0, out + err
+    [picture] = [one for one in json.loads(out)["pictures"] if Path(one["path"]).is_file()][:1]
     assert isinstance(picture["score"], float)
 
 
-def test_a_run_says_what_it_does(bases, rated, tmp_path):
-    said = []
-
-    class Listening(Progress):
-        def say(self, text):
-            said.append(text)
-
-    train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "run", progress=Listening())
+def test_a_run_says_what_it_does(finished):
+    _, _, said = finished("hunyuan_dit", "draft", steps=2)
     assert any("held out" in text for text in said)
