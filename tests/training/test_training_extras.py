@@ -15,7 +15,7 @@ from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.lora import lora_parameters
 from finetune.errors import BadInput, DataError, RunFolderError
-from finetune.training import looks
+from finetune.training import looks, rate_finder
 from finetune.training.held_out_loss import held_out_loss
 from finetune.training.run import train
 from tests.tiny_models import hunyuan_dit
@@ -72,7 +72,8 @@ def kept_of(run, kind, step=8):
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_run_that_crashed_goes_on_to_the_bytes_of_an_unbroken_one(folder, name):
+def test_a_run_that_crashed_goes_on_to_the_bytes_of_an_unbroken_one(folder, name, monkeypatch):
+    monkeypatch.setattr(rate_finder, "STEPS", 24)  # of 72: what is asked here is not how fine the search is
     changes, run = FEATURES[name], f"crashed, {name}"
     unbroken = run_of(folder, name, **changes)
     with pytest.raises(Crash):
