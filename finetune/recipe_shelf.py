@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import BrushworkError, RecipeError
-from finetune.recipe_problems import nearest
+from data_tools.near_names import nearest
 
 HEADER_NAMES = ("needs", "command", "expect")
 

@@ -80,7 +80,7 @@ def _is_set_in_a_file(path: Path) -> bool:
 
 def _recipe_file(target: str) -> Path:
     """The recipe that `target` names; anything else is a folder that is not there."""
-    from finetune.recipe_problems import nearest
+    from data_tools.near_names import nearest
     from finetune.recipe_shelf import find_recipe, shelf
 
     if Path(target).is_file() and not target.endswith(".toml") and _is_set_in_a_file(Path(target)):

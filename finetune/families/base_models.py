@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.model_places import ask_once
 from finetune.errors import BaseModelError
 from finetune.families import hunyuan_image_3, registry
 from finetune.families.licences import APACHE
@@ -142,6 +143,7 @@ def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseMod
 
     where = f"{base}@{revision}" if revision else base
     try:
+        ask_once(base, "model_index.json", revision)
         folder = Path(hf_hub_download(base, "model_index.json", revision=revision)).parent
         index = read_model_index(folder)
         registry.serving(index["_class_name"], where)

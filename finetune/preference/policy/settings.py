@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from data_tools.errors import BadInput
+from data_tools.near_names import nearest
 from finetune.errors import RecipeError
 from finetune.recipe_settings import Section, setting
 from finetune.training.run_folder import RunFolder
@@ -101,12 +102,10 @@ def _value(text: str) -> Any:
 
 
 def _problem(detail: Any) -> BadInput:
-    import difflib
-
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, PreferenceSettings.model_fields, n=1)
-        return BadInput("there is no such setting", where=name, fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(PreferenceSettings.model_fields)}")
+        near = nearest(name, PreferenceSettings.model_fields)
+        return BadInput("there is no such setting", where=name, fix=f"did you mean {near}?" if near else f"known: {', '.join(PreferenceSettings.model_fields)}")
     meaning = PreferenceSettings.model_fields[name].description if name in PreferenceSettings.model_fields else None
     return BadInput(f"{detail['msg'][:1].lower()}{detail['msg'][1:]}", where=name, fix=meaning)
 
