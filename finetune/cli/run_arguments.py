@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,12 +54,21 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
     if not folder.is_dir():
         if recipe is not None:
             raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")
-        loaded = load_recipe(_recipe_file(target), overrides)
-        return Wanted(_with_pictures(loaded, target) if needs_pictures or loaded.data.folder else loaded)
+        loaded = _loaded(_recipe_file(target), overrides)
+        return replace(loaded, recipe=_with_pictures(loaded.recipe, target)) if needs_pictures or loaded.recipe.data.folder else loaded
     overrides.insert(0, f"data.folder={json.dumps(str(folder))}")
     if recipe is not None:
-        return Wanted(load_recipe(find_recipe(recipe), overrides))
+        return _loaded(find_recipe(recipe), overrides)
     return _recipe_for_base(base, overrides)
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> Wanted:
+    """A recipe file under the overrides; of a shipped recipe that is given few steps, with a warm-up that fits into them."""
+    from finetune.recipe import load_recipe
+    from finetune.recipe_shelf import fitting
+
+    changes = fitting(path, overrides)
+    return Wanted(load_recipe(path, changes), tuple(f"{change}: the recipe's own is longer than the whole training" for change in changes[len(overrides):]))
 
 
 def _check_folder(folder: Path) -> None:
@@ -105,7 +114,8 @@ def _recipe_for_base(base: str | None, overrides: list[str]) -> Wanted:
     made_for_it = recipes_for_base(named)
     if len(made_for_it) == 1:
         only = made_for_it[0]
-        return Wanted(load_recipe(only.path, overrides), (f"recipe {only.name}: the one made for this base",))
+        loaded = _loaded(only.path, overrides)
+        return replace(loaded, notes=(f"recipe {only.name}: the one made for this base", *loaded.notes))
     notes = (f"default settings; recipes made for this base: {', '.join(each.name for each in made_for_it)} (choose with --recipe)",) if made_for_it else ()
     return Wanted(load_recipe({"base": {"model": named}}, overrides), notes)
 
