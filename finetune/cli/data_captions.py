@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,8 @@ def caption(
     rules = _rules(prepend, append, replace, regex, drop, shuffle, keep_tokens, keep_first, seed)
     if (by is not None) + bool(rules) + undo != 1:
         raise BadInput("say one of: who writes captions (--by), how to edit them (--prepend, --append, --replace, --drop, --shuffle, --keep-first), or --undo", fix='for example `brushwork data caption FOLDER --by file-name`')
+    _refuse_idle(("--price", price, by == "endpoint", "--by endpoint"), ("--url", url, by == "endpoint", "--by endpoint"), ("--model", model, by not in (None, "file-name"), "a --by that has a model"),
+                 ("--regex", regex, replace, "--replace"), ("--keep-tokens", keep_tokens, shuffle, "--shuffle"), ("--dry-run", dry_run, not undo, "--by or an edit"))
     if undo:
         _undo(source, json)
         return
@@ -71,6 +73,15 @@ def caption(
             return _show_prompt(prompt if writer.follows_prompts else None, found.records, json)
         reports.append(caption_pictures(found.records, writer, prompt, overwrite=overwrite, trigger=trigger, placement=placement, beside=number > 0, progress=progress))
     _show(reports, prices, json)
+
+
+def _refuse_idle(*options: tuple[str, Any, Any, str]) -> None:
+    """Raises BadInput for an option (name, value, what must be true for it to do anything, how to say that) that would do nothing."""
+    from data_tools.errors import BadInput
+
+    for name, given, works, with_what in options:
+        if given and not works:
+            raise BadInput(f"does nothing without {with_what}", where=name, fix=f"add {with_what}, or leave {name} out")
 
 
 def _check_questions(by: str, model: str | None, url: str | None, language: str, purpose: str, overwrite: str, trigger: str | None, placement: str,
