@@ -17,13 +17,13 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
 
 
 def nearest_path(missing: Path | str) -> Path | None:
-    """What lies in the same folder under the name most like that of `missing`; None where there is no such folder or name."""
+    """What lies in the same folder under the name most like that of `missing`; None where there is no such folder or name, or it is there."""
     path = Path(missing)
     try:
         names = [entry.name for entry, _ in zip(path.parent.iterdir(), range(MOST_NAMES)) if not entry.name.startswith(".")]
     except (OSError, ValueError):
         return None
-    found = nearest(path.name, names)
+    found = None if path.name in names else nearest(path.name, names)
     return path.with_name(found) if found else None
 
 

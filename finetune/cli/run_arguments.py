@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_tools.errors import BadInput, DataError
+from data_tools.near_names import meant_path
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
@@ -53,7 +54,7 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
         raise BadInput("a run was stopped here before it began, and nothing of it is kept", where=target, fix=f"start it again as it was started, with --out {target}")
     if not folder.is_dir():
         if recipe is not None:
-            raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")
+            raise DataError("there is no such folder of pictures", where=target, fix=meant_path(target, "with --recipe, give the folder that the pictures are in"))
         loaded = _loaded(_recipe_file(target), overrides)
         return replace(loaded, recipe=_with_pictures(loaded.recipe, target)) if needs_pictures or loaded.recipe.data.folder else loaded
     overrides.insert(0, f"data.folder={json.dumps(str(folder))}")
@@ -100,7 +101,7 @@ def _recipe_file(target: str) -> Path:
         return find_recipe(target)
     near = nearest(target, names)
     raise DataError("there is neither a folder nor a recipe of this name", where=target,
-                    fix=f"did you mean the recipe `{near}`?" if near else "give a folder of pictures, or a recipe (`brushwork recipe list`)")
+                    fix=f"did you mean the recipe `{near}`?" if near else meant_path(target, "give a folder of pictures, or a recipe (`brushwork recipe list`)"))
 
 
 def _recipe_for_base(base: str | None, overrides: list[str]) -> Wanted:
@@ -125,7 +126,7 @@ def _with_pictures(recipe: Recipe, target: str) -> Recipe:
     if folder is None:
         raise BadInput("the recipe does not name a folder of pictures", where=target, fix=f"brushwork train PICTURES --recipe {target}, or add --set data.folder=PICTURES")
     if not folder.is_dir():
-        raise DataError("the recipe's folder of pictures does not exist", where=str(folder), fix="change data.folder in the recipe, or add --set data.folder=PICTURES")
+        raise DataError("the recipe's folder of pictures does not exist", where=str(folder), fix=meant_path(folder, "change data.folder in the recipe, or add --set data.folder=PICTURES"))
     return recipe
 
 
