@@ -17,7 +17,8 @@ from PIL import Image
 
 from data_tools.errors import BadInput
 from data_tools.progress import Progress
-from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters import arithmetic
+from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
 from finetune.errors import Interrupted, RunFolderError, TrainingError
@@ -158,6 +159,30 @@ def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases
         train_preference(settings, tmp_path / "run")
     with pytest.raises(RunFolderError, match="kl_weight"):
         train_preference(settings.model_copy(update={"kl_weight": 9.0}), tmp_path / "run", resume=True)
+
+
+def test_a_start_or_a_reward_that_holds_something_else_than_before_is_refused_on_resume(bases, rated, tmp_path):
+    """Their paths are the same; what was learned would be continued against another reference, or another judge."""
+    first = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "first")
+    start, part, whole = tmp_path / "start.safetensors", tmp_path / "part.json", tmp_path / "sum.json"
+    start.write_bytes(first.adapter.read_bytes())
+    part.write_text('{"v": 1, "kind": "measure", "measure": "warmth"}')
+    whole.write_text('{"v": 1, "kind": "sum", "parts": [{"weight": 1.0, "reward": "part.json"}, {"weight": 0.5, "reward": "measure:contrast"}]}')
+    settings = settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(start), reward=f"1*{whole}+1*measure:warmth", witness=str(part))
+    train_preference(settings, tmp_path / "run")
+    more = settings.model_copy(update={"steps": 4})
+    write_adapter(start, arithmetic.rescale(read_adapter(start), 0.5))
+    with pytest.raises(RunFolderError, match=f"other contents of start {start}\n"):
+        train_preference(more, tmp_path / "run", resume=True)
+    start.write_bytes(first.adapter.read_bytes())
+    part.write_text('{"v": 1, "kind": "measure", "measure": "contrast"}')
+    with pytest.raises(RunFolderError, match="other contents of reward .*; witness "):
+        train_preference(more, tmp_path / "run", resume=True)
+    part.write_text('{"v": 1, "kind": "measure", "measure": "warmth"}')
+    assert train_preference(more, tmp_path / "run", resume=True).resumed_from == 2
+    start.unlink()
+    with pytest.raises(BadInput, match="cannot be read"):
+        train_preference(more, tmp_path / "run", resume=True)
 
 
 def test_several_processes_are_refused_before_anything_is_written(bases, rated, tmp_path, monkeypatch):

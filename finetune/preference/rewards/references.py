@@ -98,6 +98,11 @@ def json_of(path: Path) -> Path:
     return path.with_suffix(".json") if path.suffix == ".safetensors" else path
 
 
+def part_place(path: Path, reference: str) -> str | Path:
+    """What a part of the sum in `path` refers to: a name, or a file beside it."""
+    return reference if reference.partition(":")[0] in (*READY_MADE, "measure") else path.parent / reference
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """A reward file's object. Raises DataError where it is missing or of another kind."""
     try:

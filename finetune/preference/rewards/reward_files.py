@@ -17,8 +17,8 @@ from finetune.preference.rewards.features import build_features
 from finetune.preference.rewards.measures import Measure
 from finetune.preference.rewards.preference_head import PreferenceHead
 from finetune.preference.rewards.protocol import Reward
-from finetune.preference.rewards.ready_made import READY_MADE, ready_made
-from finetune.preference.rewards.references import json_of, read_description, weighted_terms
+from finetune.preference.rewards.ready_made import ready_made
+from finetune.preference.rewards.references import json_of, part_place, read_description, weighted_terms
 
 HEAD_TENSORS = ("mean", "scale", "directions", "weights", "offset")
 
@@ -110,17 +110,11 @@ def _sum(description: dict[str, Any], path: Path, base: LoadedBase | None, part:
     parts = []
     for entry in description["parts"]:
         reference = entry.get("reward")
-        reward = _build(entry, path, base, part, str(path)) if reference is None else load_reward(_beside(path, reference), base, part=part)
+        reward = _build(entry, path, base, part, str(path)) if reference is None else load_reward(part_place(path, reference), base, part=part)
         parts.append((reward, float(entry["weight"])))
     if not parts:
         raise ValueError("`parts` is empty")
     return WeightedSum(parts, path.stem)
-
-
-def _beside(path: Path, reference: str) -> str | Path:
-    if reference.partition(":")[0] in (*READY_MADE, "measure"):
-        return reference
-    return path.parent / reference
 
 
 def _preference_head(description: dict[str, Any], path: Path, base: LoadedBase | None, part: str) -> Reward:
