@@ -80,6 +80,7 @@ def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(bases, rated,
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows if "kl" in row] == [2, 4]
     assert {"reward", "kl", "diversity", "drift", "out_of_range", "kl_steps"} <= set(rows[-1])
     report = (tmp_path / "run" / "report.html").read_text()
+    assert result.chosen_from == 2 and f"the same prompts, on other seeds, chose step {result.best_step} of 2 checks" in report
     assert "Reward on held-out prompts" in report and "sampler_steps = 4" in report and "Divergence from the base" in report and result.sheet.is_file()
     assert read_adapter(result.adapter).provenance["preference_method"] == method
 

@@ -57,7 +57,7 @@ class PreferenceSettings(Section):
     held_out: float = setting(0.25, "Share of prompts kept for checks.", "share", gt=0, lt=1)
     check_every: int = setting(10, "Steps between checks on held-out prompts.", "steps", ge=1)
     check_seeds: int = setting(4, "Pictures a held-out prompt in a check.", "pictures", ge=2, le=256)
-    check_prompts: int = setting(16, "Most held-out prompts in a check.", "prompts", ge=1, le=4096)
+    check_prompts: int = setting(16, "Most held-out prompts in a check. Where at least 5 more are held out, the reward is reported on those, which chose nothing.", "prompts", ge=1, le=4096)
     max_kl: float = setting(30.0, "Most divergence from the base along the path; beyond it the run stops.", "nats per picture", gt=0)
     min_diversity: float = setting(0.8, "Least variety within a prompt, relative to the base.", "share", ge=0, le=1)
     max_drift: float = setting(1.25, "Most loss on the base's own pictures, relative to the base's.", "factor", ge=1)
