@@ -16,7 +16,7 @@ from pathlib import Path
 from data_tools.atomic_files import write_text
 from data_tools.captions import require_beside
 from data_tools.errors import DataError
-from data_tools.layouts.caption_files import clean_line, read_text
+from data_tools.layouts.caption_files import FilesBeside, clean_line, read_text
 from data_tools.layouts.caption_log import LOG_FOLDER, append_to_log, model_written_captions
 from data_tools.records import ImageRecord, best_caption, language_of, shown_name
 
@@ -106,11 +106,11 @@ def keep_first(count: int) -> Rule:
 def plan_edits(records: Sequence[ImageRecord], rules: Sequence[Rule]) -> list[Change]:
     """What the rules would change, without changing anything. Raises DataError for sets without caption files."""
     require_beside(records, overwriting=True)
-    changes, seen = [], set()
+    changes, seen, files = [], set(), FilesBeside()
     for record in records:
         if best_caption(record.captions) is None:
             continue
-        path = _caption_file(record)
+        path = _caption_file(record, files)
         before = "" if path is None else clean_line(read_text(path))
         if not before or path in seen:
             continue
@@ -125,13 +125,14 @@ def plan_edits(records: Sequence[ImageRecord], rules: Sequence[Rule]) -> list[Ch
 
 def not_in_files(records: Sequence[ImageRecord]) -> list[ImageRecord]:
     """The pictures whose captions no rule reaches, since they stand elsewhere: in a .json, in `<stem>.zh.txt`, in the folder's name."""
-    return [record for record in records if record.caption and ((path := _caption_file(record)) is None or not clean_line(read_text(path)))]
+    files = FilesBeside()
+    return [record for record in records if record.caption and ((path := _caption_file(record, files)) is None or not clean_line(read_text(path)))]
 
 
-def _caption_file(record: ImageRecord) -> Path | None:
+def _caption_file(record: ImageRecord, files: FilesBeside) -> Path | None:
     stem, full = record.path.stem, record.path.name
     names = [f"{stem}.txt", f"{stem}.caption", f"{full}.txt", f"{full}.caption"]
-    return next((path for name in names if (path := record.path.with_name(name)).is_file()), None)
+    return next((path for name in names if (path := files.there(record.path.with_name(name))).is_file()), None)
 
 
 def apply_edits(changes: Sequence[Change], folder: Path) -> Path:

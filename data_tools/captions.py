@@ -16,7 +16,7 @@ from data_tools.caption_cleanup import clean_answer
 from data_tools.caption_prompts import CaptionPrompt
 from data_tools.captioners import Answer, Captioner, Request
 from data_tools.errors import DataError
-from data_tools.layouts.caption_files import clean_line, read_text
+from data_tools.layouts.caption_files import FilesBeside, clean_line, read_text
 from data_tools.layouts.caption_log import append_to_log, read_log
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, LeftOut, best_caption, shown_name
@@ -84,12 +84,12 @@ def _jobs(records: Sequence[ImageRecord], captioner: Captioner, prompt: CaptionP
     if overwrite not in OVERWRITE:
         raise DataError(f"overwrite is {overwrite!r}", fix=f"one of {', '.join(OVERWRITE)}")
     require_beside(records, overwriting=overwrite != "never")
-    report, jobs = CaptionReport(), []
+    report, jobs, files = CaptionReport(), [], FilesBeside()
     done = _done(records, captioner, prompt)
     for record in records:
         language = prompt.language if beside else None
         known = best_caption(record.captions, "thinking" if prompt.schema else "plain", language)
-        target = caption_target(record, records, prompt, beside)
+        target = files.there(caption_target(record, records, prompt, beside))
         finished = done.get(target) == record.content_hash and known is not None and known.source != "person"
         replaceable = overwrite == "all" or (overwrite == "model" and (known is None or known.source != "person"))
         if (known is not None and known.source != "folder_name" and not replaceable) or finished:

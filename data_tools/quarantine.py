@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_tools.errors import DataError
 from data_tools.images import EXTENSIONS
+from data_tools.layouts.caption_files import FilesBeside
 from data_tools.layouts.picture_folder import MASK_FOLDERS, MASK_STEM_SUFFIXES
 from data_tools.picture_folder_guard import require_outside
 from data_tools.records import LeftOut, shown_name
@@ -43,7 +44,8 @@ def _beside(picture: Path) -> list[Path]:
     if others:
         return []
     names = [picture.with_name(picture.stem + suffix) for suffix in BESIDE] + [picture.with_name(picture.name + suffix) for suffix in (".txt", ".thinking.json")]
-    return [path for path in dict.fromkeys(names) if path.is_file()] + _masks_of(picture)
+    files = FilesBeside()
+    return [path for path in dict.fromkeys(map(files.there, names)) if path.is_file()] + _masks_of(picture)
 
 
 def _masks_of(picture: Path) -> list[Path]:

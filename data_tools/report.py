@@ -24,11 +24,14 @@ from data_tools.caption_statistics import CaptionStatistics
 from data_tools.duplicates import DuplicateReport
 from data_tools.errors import DataError
 from data_tools.images import EXTENSIONS
+from data_tools.layouts.caption_files import THINKING_SUFFIX
+from data_tools.layouts.loaded_datasets import DATASET_NAMES
 from data_tools.progress import Progress
 from data_tools.records import ImageRecord, best_caption, shown_name
 from data_tools.scan import ScanReport
 from data_tools.token_counts import TextLimit, TokenSummary, read_and_cut
 
+SCHEMA = "dataset-report/1"
 MOST_SHOWN = 500  # pictures on the contact sheets
 MOST_GROUPS = 60  # groups of duplicates
 MOST_LISTED = 1000  # rows of the list of what is left out; the JSON has all
@@ -131,7 +134,7 @@ def as_data(facts: SetFacts) -> dict[str, Any]:
     """The facts as JSON data; the same set gives the same text."""
     records, buckets = facts.scan.records, facts.buckets
     return {
-        "schema": "dataset-report/1", "layout": facts.scan.layout, "found": facts.scan.found, "usable": len(records), "set_hash": set_hash(records),
+        "schema": SCHEMA, "layout": facts.scan.layout, "found": facts.scan.found, "usable": len(records), "set_hash": set_hash(records),
         "left_out": [{"path": relative_name(i.path, facts.folder), "reason": i.reason, "code": i.code} for i in facts.scan.left_out],
         "seen_per_pass": sum(r.repeats for r in records), "notes": facts.scan.notes, "problems": problems(facts),
         "buckets": [{"width": r.bucket.width, "height": r.bucket.height, "pictures": r.pictures, "lost_pixels": r.lost_pixels, "mean_lost": round(r.lost, 6), "padded": r.padded} for r in buckets.rows] if buckets else [],
@@ -143,12 +146,25 @@ def as_data(facts: SetFacts) -> dict[str, Any]:
 
 
 def require_report_place(path: Path) -> None:
-    """Raise DataError for a name that is not a page's, or whose facts would become the caption of a picture."""
+    """Raise DataError for a name that is not a page's, or whose facts would be read as part of a set, or take another file's place."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise DataError("a report is an .html file", where=shown_name(path), fix="name it so")
     namesakes = [other for other in path.parent.glob("*") if other.stem == path.stem and other.suffix.lower() in EXTENSIONS]
     if namesakes:
         raise DataError(f"the facts beside the report would be taken for the caption of {shown_name(namesakes[0].name)}", where=shown_name(path.with_suffix(".json")), fix="choose another name")
+    facts = path.with_suffix(".json")
+    if facts.name.lower().endswith(THINKING_SUFFIX) or facts.name in DATASET_NAMES:
+        raise DataError("the facts beside the report would be taken for a part of the set", where=shown_name(facts), fix="choose another name")
+    if facts.exists() and not _is_own(facts):
+        raise DataError("is there and holds no facts of a report, so nothing is written over it", where=shown_name(facts), fix="choose another name")
+
+
+def _is_own(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("schema") == SCHEMA
 
 
 def write_report(facts: SetFacts, path: Path | str, *, workers: int | None = None, progress: Progress = Progress(), use_cache: bool = True, cache: Path | None = None) -> Path:

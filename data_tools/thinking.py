@@ -19,6 +19,7 @@ from typing import Any
 
 from data_tools.atomic_files import write_text
 from data_tools.errors import DataError
+from data_tools.near_names import meant_path
 from data_tools.thinking_schema import RECORD_SCHEMA, RECORD_VERSION, schema_problems
 
 SUFFIX = ".thinking.json"
@@ -180,7 +181,7 @@ def read_record(path: Path | str) -> ThinkingRecord:
             raise DataError(f"larger than {LARGEST_FILE_BYTES} bytes", where=str(path), fix="this is not a thinking record")
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise DataError(error.strerror or "cannot be read", where=str(path)) from None
+        raise DataError((error.strerror or "cannot be read").lower(), where=str(path), fix=meant_path(path, "a record lies beside its picture: cat.png has cat.thinking.json")) from None
     except (ValueError, RecursionError):
         raise DataError("not JSON in UTF-8", where=str(path), fix="make the record again, or delete the file") from None
     return from_json(data, where=str(path))

@@ -16,7 +16,7 @@ from data_tools.atomic_files import whole_file
 from data_tools.progress import Progress
 from finetune import mini_base
 from finetune.recipe import Recipe, load_recipe
-from finetune.recipe_shelf import find_recipe
+from finetune.recipe_shelf import find_recipe, fitting
 
 if TYPE_CHECKING:
     from finetune.training.run import TrainingResult
@@ -65,7 +65,8 @@ def quickstart_recipe(subjects: HeldOut, changes: list[str] | None = None) -> Re
         f"data.folder={json.dumps(str(mini_base.style_folder()))}", f"data.trigger={json.dumps(mini_base.TRIGGER)}", "training.optimizer=adamw8bit",
         f"samples.prompts={json.dumps(list(subjects.captions), ensure_ascii=False)}", f"samples.seed={FIRST_SEED}", f"samples.width={width}", f"samples.height={height}",
     ]
-    return load_recipe(find_recipe(RECIPE), overrides + (changes or []))
+    path = find_recipe(RECIPE)
+    return load_recipe(path, fitting(path, overrides + (changes or [])))
 
 
 def quickstart(out: Path, progress: Progress, changes: list[str] | None = None) -> QuickstartResult:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from data_tools.near_names import nearest
 from finetune.recipe_settings import SECTIONS, Colour, Name, Section
 
 SHOWN_CHARACTERS = 60
@@ -40,12 +39,6 @@ NAMES_ELSEWHERE = {
 def all_keys() -> list[str]:
     """Every setting as `section.key`, in the order of the file."""
     return [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
-
-
-def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known name most like `given`, or None when nothing is like it."""
-    found = difflib.get_close_matches(given[:200].lower(), list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
 
 
 def hint_for_unknown(section: str, key: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import BrushworkError, RecipeError
-from finetune.recipe_problems import nearest
+from data_tools.near_names import nearest
 
 HEADER_NAMES = ("needs", "command", "expect")
 
@@ -51,6 +53,21 @@ def find_recipe(given: str) -> Path:
 def recipes_for_base(model: str) -> list[ShelfRecipe]:
     """The shipped recipes whose base is `model`."""
     return [recipe for recipe in shelf() if tomllib.loads(recipe.path.read_text(encoding="utf-8"))["base"]["model"] == model]
+
+
+def fitting(path: Path, overrides: Sequence[str]) -> list[str]:
+    """`overrides`, and with them a shorter warm-up for a shipped recipe that is given fewer steps than its own warm-up has.
+
+    Whoever takes a shipped recipe has not chosen its warm-up. One that somebody wrote, in a recipe or an override, is never changed.
+    """
+    if not path.resolve().is_relative_to(shelf_folder().resolve()):
+        return list(overrides)
+    given = {key.strip(): value.strip() for key, _, value in (override.partition("=") for override in overrides)}
+    own = tomllib.loads(path.read_text(encoding="utf-8")).get("training", {}).get("warmup", 0)
+    steps = given.get("training.steps", "")
+    if "training.warmup" in given or not re.fullmatch(r"[1-9]\d{0,7}", steps) or own <= int(steps):
+        return list(overrides)
+    return [*overrides, f"training.warmup={steps}"]
 
 
 def _read(path: Path, name: str) -> ShelfRecipe:

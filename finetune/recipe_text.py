@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import BrushworkError
+from data_tools.near_names import meant_path
 from finetune.errors import RecipeError
 from finetune.recipe_lines import Key, key_lines, line_of
 
@@ -74,7 +75,7 @@ def _read(path: Path) -> bytes:
             raise _one(f"the file has {status.st_size:,} bytes, a recipe at most {MOST_BYTES:,}", name, "is this another kind of file?")
         return path.read_bytes()
     except FileNotFoundError:
-        raise _one("there is no such recipe", name, "`brushwork recipe list` shows those that come with the program") from None
+        raise _one("there is no such recipe", name, meant_path(path, "`brushwork recipe list` shows those that come with the program")) from None
     except (OSError, ValueError) as error:
         raise _one(f"the file cannot be read: {getattr(error, 'strerror', None) or error}", name, "check its name and permissions") from None
 

@@ -53,6 +53,8 @@ def are_alike(values: np.ndarray) -> bool:
 
 def why_no_interval(prompts: int) -> str:
     """In words, where `interval` gave None for that many prompts."""
+    if not prompts:
+        return "no prompt of its kind"
     return "too few prompts" if prompts < FEWEST_PROMPTS else "all prompts alike"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import BadInput
+from data_tools.model_places import require_model
+from data_tools.near_names import nearest
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,34 @@ BATCHED = ("vision-language", "florence-2", "blip-2")  # models on this machine 
 CAPTIONERS = ("file-name", "endpoint", *BATCHED, "wd-tagger")
 
 
+def check_captioner(name: str, *, model: str | None = None, url: str | None = None) -> None:
+    """Raises BadInput for what `captioner` would refuse, as far as names tell: a way that does not exist, a missing model or address,
+    a model that is not there. Imports nothing heavy, so that it can go before the pictures are looked at."""
+    if name not in CAPTIONERS:
+        near = nearest(name, CAPTIONERS)
+        raise BadInput(f"unknown captioner {name!r}", fix=f"did you mean {near}?" if near else f"one of {', '.join(CAPTIONERS)}")
+    if name == "file-name":
+        return
+    if not model:
+        raise BadInput(f"the captioner {name} needs a model", fix="pass --model: a folder, a Hub identifier, or the name the endpoint knows")
+    if name == "endpoint" and not url:
+        raise BadInput("the captioner endpoint needs an address", fix="pass --url, such as http://localhost:8000/v1")
+    if name != "endpoint":
+        tags = name == "wd-tagger"
+        require_model(model, "give a folder with model.onnx and selected_tags.csv, or a Hub identifier" if tags else "give a folder or Hub identifier of such a model",
+                      where=f"--model {model}", file="selected_tags.csv" if tags else "config.json")
+
+
 def captioner(name: str, *, model: str | None = None, url: str | None = None, **settings: Any) -> Captioner:
     """Make a captioner by name; its libraries are imported only now. Raises BadInput for a missing model, address or library."""
+    check_captioner(name, model=model, url=url)
     if name == "file-name":
         from data_tools.captioners.file_name import FileNameCaptioner
 
         return FileNameCaptioner()
-    if name not in CAPTIONERS:
-        raise BadInput(f"unknown captioner {name!r}", fix=f"one of {', '.join(CAPTIONERS)}")
-    if not model:
-        raise BadInput(f"the captioner {name} needs a model", fix="pass --model: a folder, a Hub identifier, or the name the endpoint knows")
     if name == "endpoint":
         from data_tools.captioners.endpoint import EndpointCaptioner
 
-        if not url:
-            raise BadInput("the captioner endpoint needs an address", fix="pass --url, such as http://localhost:8000/v1")
         return EndpointCaptioner(url, model, **settings)
     if name == "wd-tagger":
         from data_tools.captioners.wd_tagger import WdTagger

@@ -20,6 +20,7 @@ LARGEST_CAPTION_FILE = 2**20  # bytes
 LONG_CAPTION = 5_000  # characters beyond which a caption is worth a warning
 CAPTION_SUFFIXES = (".txt", ".caption")
 THINKING_SUFFIX = ".thinking.json"
+ENDINGS = (THINKING_SUFFIX, *CAPTION_SUFFIXES, ".json")  # longer ones first
 # Invisible characters that captions pick up on the web: controls, zero-width, bidirectional overrides, byte-order mark; and halves of
 # characters, which JSON can hold ("\ud83d") and no text encoder can read.
 INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -75,6 +76,27 @@ def caption_of(value: object, source: str = "person") -> list[Caption]:
     return []
 
 
+def ending_folded(name: str) -> str:
+    """A file name in NFC with its ending in small letters: what a.TXT and a.txt share. Names of no caption file stay as they are."""
+    name = unicodedata.normalize("NFC", name)
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)] + ending
+
+
+class FilesBeside:
+    """The caption files that are there under any case of their ending. Each folder is listed once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, dict[str, str]] = {}
+
+    def there(self, wanted: Path) -> Path:
+        """`wanted`, or the file beside it that differs by the case of its ending alone."""
+        if wanted.parent not in self._folders:
+            names = sorted(os.listdir(wanted.parent), reverse=True) if wanted.parent.is_dir() else ()
+            self._folders[wanted.parent] = {ending_folded(name): name for name in names if name != ending_folded(name)}
+        return wanted if wanted.is_file() else wanted.with_name(self._folders[wanted.parent].get(ending_folded(wanted.name), wanted.name))
+
+
 @dataclass
 class Sidecars:
     """What the files beside one picture say."""
@@ -86,13 +108,13 @@ class Sidecars:
 
 
 class FolderCaptions:
-    """The caption files of one folder, found by NFC-normalised name. `names` are the folder's files."""
+    """The caption files of one folder, found by NFC-normalised name and any case of the ending. `names` are the folder's files."""
 
     def __init__(self, folder: Path, names: Iterable[str], model_written: dict[str, tuple[str, str]]):
         self.folder, self.model_written = folder, model_written
-        self.by_name: dict[str, str] = {}
+        self.by_name: dict[str, list[str]] = {}
         for name in sorted(names):
-            self.by_name.setdefault(unicodedata.normalize("NFC", name), name)
+            self.by_name.setdefault(ending_folded(name), []).append(name)
         self.used: set[str] = set()
 
     def of(self, picture: str) -> Sidecars:
@@ -113,8 +135,17 @@ class FolderCaptions:
         self._thinking(f"{stem}{THINKING_SUFFIX}", found)
         return found
 
+    def _actual(self, name: str) -> str | None:
+        """The file that is meant by a name. Raises DataError where two differ by the case of their ending alone."""
+        names = self.by_name.get(ending_folded(name), [])
+        other = next((each for each in names if unicodedata.normalize("NFC", each) != unicodedata.normalize("NFC", names[0])), None)
+        if other is not None:
+            raise DataError(f"{shown_name(names[0])} and {shown_name(other)} differ by the case of their ending alone, and only one can be the picture's",
+                            where=shown_name(self.folder), fix="keep one of the two")
+        return names[0] if names else None
+
     def _text(self, name: str, found: Sidecars) -> str | None:
-        actual = self.by_name.get(name)
+        actual = self._actual(name)
         if actual is None:
             return None
         self.used.add(actual)
@@ -132,8 +163,7 @@ class FolderCaptions:
             found.warnings.append(f"caption file {shown_name(name)} is empty")
         if len(line) > LONG_CAPTION:
             found.warnings.append(f"a caption of {len(line):,} characters; text encoders read a few hundred words at most")
-        actual = self.by_name.get(name, name)
-        written, writer = self.model_written.get(actual, ("", ""))
+        written, writer = self.model_written.get(self._actual(name) or name, ("", ""))
         source = writer if line and written == line else "person"
         return Caption.written(line, source) if line else None
 
@@ -172,7 +202,7 @@ class FolderCaptions:
 
     def orphans(self) -> list[str]:
         """Caption files that no picture claimed."""
-        return sorted(n for n in self.by_name.values() if n not in self.used and n.lower().endswith(CAPTION_SUFFIXES))
+        return sorted(n for names in self.by_name.values() for n in names if n not in self.used and n.lower().endswith(CAPTION_SUFFIXES))
 
 
 def merge_captions(known: list[Caption], more: Iterable[Caption]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_tools.errors import DataError
 from data_tools.layouts.caption_files import caption_of, merge_captions, read_text
+from data_tools.near_names import meant_path
 from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -124,7 +125,7 @@ def _text(index: Path) -> str:
     try:
         return read_text(index, largest=LARGEST_INDEX)
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=shown_name(index)) from None
+        raise DataError(f"cannot be read: {error.strerror}", where=shown_name(index), fix=meant_path(index, "check its name and permissions")) from None
 
 
 def _jsonl(index: Path, reading: Reading) -> Iterator[tuple[str, dict]]:

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 SPLITS = {"validation": "held_out", "valid": "held_out", "val": "held_out", "test": "held_out", "held_out": "held_out", "regularisation": "regularisation"}
 
+DATASET_NAMES = ("dataset_dict.json", "dataset_info.json", "state.json")  # of several splits; of one, together with its state
+
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or ((folder / "dataset_info.json").is_file() and (folder / "state.json").is_file())
+    several, one, state = (folder / name for name in DATASET_NAMES)
+    return several.is_file() or (one.is_file() and state.is_file())
 
 
 def read_dataset(source: Path | str, progress: Progress = Progress()) -> Reading:

@@ -14,6 +14,7 @@ from data_tools.images import EXTENSIONS
 from data_tools.layouts.caption_files import CAPTION_SUFFIXES, THINKING_SUFFIX, FolderCaptions, merge_captions
 from data_tools.layouts.caption_log import model_written_captions
 from data_tools.layouts.index_files import METADATA_NAMES, Row, read_rows
+from data_tools.near_names import meant_path
 from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 
 KOHYA_FOLDER = re.compile(r"^(\d+)_(.*)$")
@@ -287,7 +288,7 @@ def _notes(reading: Reading, orphans: list[Path], plain_folders: int) -> None:
 def require_folder(root: Path) -> None:
     """Raise DataError when `root` is no folder that can be listed."""
     if not root.exists():
-        raise DataError("there is no such folder", where=shown_name(root))
+        raise DataError("there is no such folder", where=shown_name(root), fix=meant_path(root, "give a folder of pictures"))
     if not root.is_dir():
         raise DataError("not a folder", where=shown_name(root))
     if not os.access(root, os.R_OK | os.X_OK):

@@ -14,6 +14,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.layouts.caption_files import caption_of, merge_captions, read_text
 from data_tools.layouts.unpacking import extension_of, keep_picture, unpacked_folder
+from data_tools.near_names import meant_path
 from data_tools.progress import Progress
 from data_tools.records import Caption, Entry, LeftOut, Reading, shown_name
 
@@ -46,7 +47,7 @@ def load_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=shown_name(path)) from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=shown_name(path)) from None
+        raise DataError(f"cannot be read: {error.strerror}", where=shown_name(path), fix=meant_path(path, "check its name and permissions")) from None
 
 
 def _locate(name: str, index: Path) -> Path:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 METHODS = ("concat", "linear", "svd", "ties", "dare")
 DENSE_SVD_UP_TO = 1024
+# What is to be known of a DoRA whose rank was cut: only the direction of a row has an error, and it is smaller than that of what is added.
+CUT_DORA = "the error is that of what DoRA adds before it norms the rows; its magnitudes stay, so every row keeps its length and only turns"
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ def rescale(adapter: AdapterFile, factor: float) -> AdapterFile:
 def _no_dora(*adapters: AdapterFile) -> None:
     if any(joined(adapter).uses_dora for adapter in adapters):
         raise AdapterError("DoRA magnitudes do not add up or scale", fix="bake the adapter into its base instead")
+    _no_oft(*adapters)
+
+
+def _no_oft(*adapters: AdapterFile) -> None:
     if any(adapter.form is OFT for adapter in adapters):
-        raise AdapterError("the turns of an OFT adapter do not add up or scale", fix="bake the adapter into its base instead")
+        raise AdapterError("the turns of an OFT adapter do not add up, scale or have a rank", fix="bake the adapter into its base instead")
 
 
 def merge(parts: Sequence[Weighted], method: str = "concat", *, rank: int | None = None, density: float = 0.5, seed: int = 0,
@@ -209,12 +215,16 @@ def rank_for_energy(spectrum: Tensor, energy: float) -> int:
 
 def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | None = None, progress: Progress | None = None) -> Result:
     """The adapter at a smaller rank: at most `rank`, and only as much as keeps `energy` (0 to 1] of each module's
-    squared singular values. One of the two must be given. Ranks never grow."""
+    squared singular values. One of the two must be given. Ranks never grow.
+
+    DoRA's magnitudes are the lengths of the finished rows and stay as they are; the result's notes say what its errors are of. Raises
+    AdapterError for an OFT, which has no rank.
+    """
     if rank is None and energy is None:
         raise AdapterError("resizing needs a rank or an energy")
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
         raise AdapterError("a rank is at least 1, an energy above 0 and at most 1")
-    _no_dora(adapter)
+    _no_oft(adapter)
     adapter = joined(as_lora(adapter))
     tensors, errors = dict(adapter.tensors), {}
     with (progress or Progress()).phase("resizing", len(adapter.modules)) as advance:
@@ -226,7 +236,7 @@ def resize(adapter: AdapterFile, *, rank: int | None = None, energy: float | Non
             if wanted < a.shape[0]:
                 tensors[module + A_SUFFIX], tensors[module + B_SUFFIX], errors[module] = factors.truncate(a, b, wanted)
             advance(1, module)
-    return Result(parted(replace(adapter, tensors=tensors)), errors, _written_out(adapter))
+    return Result(parted(replace(adapter, tensors=tensors)), errors, [*_written_out(adapter), *([CUT_DORA] if errors and adapter.uses_dora else [])])
 
 
 def subtract(left: AdapterFile, right: AdapterFile, weight: float = 1.0) -> Result:

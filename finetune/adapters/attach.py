@@ -118,8 +118,11 @@ def check_strength(form: Form, weight: float, where: str | None = None) -> None:
         raise AdapterError(f"an OFT adapter at a weight of {weight:g}", where=where, fix="OFT acts whole or not at all: 1 or 0")
 
 
+LARGEST_WEIGHT = 2.0**16  # that far the proof of an adapter goes that has hardly learned
+
+
 def _check_weight(weight: float) -> None:
-    if not math.isfinite(weight) or abs(weight) > 1000:
+    if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
         raise AdapterError(f"a weight of {weight}", fix="weights are finite and usually between -2 and 2")
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools.near_names import meant_path
 from data_tools.progress import Progress
 from finetune.adapters.arithmetic import Weighted
 from finetune.adapters.attach import check_fit, check_strength
@@ -35,7 +36,7 @@ def bake_pipeline(base: Path | str, out: Path | str, adapters: Sequence[Weighted
     the base is not a pipeline folder or `out` is not free.
     """
     if not (Path(base) / "model_index.json").is_file():
-        raise BaseModelError("not a pipeline folder (there is no model_index.json)", where=str(base))
+        raise BaseModelError("not a pipeline folder (there is no model_index.json)", where=str(base), fix=meant_path(base, "give a base in diffusers layout"))
     return bake_folder(Path(base), Path(out), adapters, component=component, progress=progress)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.atomic_files import whole_file
+from data_tools.near_names import meant_path
 from finetune.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _open_regular(path: Path) -> int:
                            fix="ask its author for a .safetensors file")
     if path.suffix != ".safetensors":
         if not os.path.lexists(path):
-            raise AdapterError("no such file or folder", where=where, fix="give an adapter file, or the `adapter` folder of a run")
+            raise AdapterError("no such file or folder", where=where, fix=meant_path(path, "give an adapter file, or the `adapter` folder of a run"))
         raise AdapterError(f"not a .safetensors file (the name ends in {path.suffix or 'nothing'!r})", where=where)
     if path.is_symlink():
         target = path.resolve()
@@ -133,7 +134,7 @@ def _open_regular(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        raise AdapterError("no such file", where=where) from None
+        raise AdapterError("no such file", where=where, fix=meant_path(path, "give an adapter file, or the `adapter` folder of a run")) from None
     except OSError as problem:
         raise AdapterError(f"cannot be opened: {problem.strerror}", where=where) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

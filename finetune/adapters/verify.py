@@ -4,6 +4,7 @@ as attaching, and the base comes back bit for bit. The model's one deterministic
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_file import AdapterFile, read_adapter
 from finetune.adapters.attach import attach, baked_weight, bypassed, detach, set_weights, weights
-from finetune.adapters.forms import OFT
+from finetune.adapters.arithmetic import inner
+from finetune.adapters.forms import LORA, OFT
 from finetune.adapters.layers import adapter_layers, forms_in, layers_by_module
 from finetune.adapters.lent_weights import lent_weights
 from finetune.adapters.lora import adapter_names
@@ -28,9 +30,14 @@ NAME = "verified"
 # shallow models: 1.4e-7, 3.4e-3, 3.7e-4).
 BAKE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3, "float64": 1e-5}
 # The adapter must change the output by more than one rounding of the products' format, which need not be the weights'; one that
-# does not at strength 1 gets a chance at the strengths of LOUDER: after a few steps, or at one noise level, it may change little.
+# does not at strength 1 gets a chance at larger ones: after a few steps, or at one noise level, it may change little. A dead one
+# changes nothing at any. They go on to where the format shows what float32 showed at strength 1: rounding is to 8, 11 and 24 bits,
+# so up to 2^16 and 2^13, in steps of 8; what is less than that has learned nothing that could be drawn.
 NOISE = {"float32": 1e-7, "bfloat16": 4e-3, "float16": 5e-4, "float64": 1e-7}
-LOUDER = (8.0, 64.0, 500.0)
+LOUDER = (8.0, 64.0, 512.0)
+LOUDER_STILL = {"bfloat16": (4096.0, 32768.0), "float16": (4096.0,)}
+# A sum of terms in float32 that is less than this of their sizes is rounding: four times that of one number.
+CANCELLED = 2.0**-22
 # The largest relative error of rounding to such weights, which is what baking does; a number that moves by it lands on its neighbour.
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
@@ -76,6 +83,8 @@ def prove_on(adapter: AdapterFile, fresh_model: nn.Module, run: Callable[[nn.Mod
     if adapter_names(fresh_model):
         raise VerifyError("the model to verify on already carries an adapter", where=where)
     adapter = replace(adapter, text_encoders={})
+    if _cancels(adapter):
+        raise VerifyError("the adapter has no effect (what it adds is less than the rounding of its own numbers)", where=where, fix="it was saved before its first step or has hardly learned")
     before = fingerprints(fresh_model, seen)
     base = _output(run, fresh_model)
     placed = attach(fresh_model, adapter, NAME)
@@ -137,16 +146,29 @@ def _effect(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, 
     hook.remove()
     if not output.isfinite().all():
         raise VerifyError("the output with the adapter is not finite", where=where)
-    noise, at_one = NOISE.get(formats[0] if formats else _dtype_of(model), NOISE["bfloat16"]), _relative(output - base, base)
+    products = formats[0] if formats else _dtype_of(model)
+    noise, at_one = NOISE.get(products, NOISE["bfloat16"]), _relative(output - base, base)
     if at_one > noise:
         return at_one, 1.0, output
-    for strength in LOUDER if at_one > 0 and forms_in(model)[NAME] is not OFT else ():
+    for strength in (*LOUDER, *LOUDER_STILL.get(products, ())) if forms_in(model)[NAME] is not OFT else ():
         set_weights(model, {NAME: strength})
         output = _output(run, model)
         if not _relative(output - base, base) <= noise:
             return at_one, strength, output
     raise VerifyError(f"the adapter has no effect (the output changes by {at_one:.1e})", where=where,
-                      fix="it was saved before its first step, or acts on layers that this model does not use")
+                      fix="it was saved before its first step or has hardly learned, or acts on layers that this model does not use")
+
+
+def _cancels(adapter: AdapterFile) -> bool:
+    """Whether B A is in every module no more than what rounding leaves of its terms. A PiSSA that has not learned holds its start twice, with
+    opposite signs, and a large strength would show that rounding as if it were an effect. Magnitudes of DoRA act for themselves."""
+    if adapter.form is not LORA or adapter.uses_dora or not adapter.modules:
+        return False
+    for pair in map(adapter.pair, adapter.modules):
+        a, b = (factor.double().flatten(1) for factor in pair)
+        if math.sqrt(max(0.0, inner(pair, pair))) > CANCELLED * float((b.norm(dim=0) * a.norm(dim=1)).sum()):
+            return False
+    return True
 
 
 def _check_strengths(model: nn.Module, run: Callable[[nn.Module], Tensor], base: Tensor, where: str) -> float:

@@ -102,6 +102,7 @@ def convert(
 ) -> None:
     """Write a file in the layout of another tool. The result is read back and compared before it counts."""
     from finetune.adapters.adapter_file import read_adapter, to_dtype
+    from finetune.adapters.arithmetic import CUT_DORA
     from finetune.adapters.exporting import default_name, export
     from finetune.families.key_layouts import KEY_MAPS
 
@@ -123,7 +124,7 @@ def convert(
     if adapter.provenance.get("thinking_tokens"):
         notes.append("the adapter was trained with thinking tokens; copy thinking_tokens.safetensors beside the new file")
     if result.errors and adapter.uses_dora:
-        notes.append("the error is that of what DoRA adds before it norms the rows; its magnitudes stay, so every row keeps its length and only turns")
+        notes.append(CUT_DORA)
     data = {
         "path": result.path, "from": adapter.layout, "to": to, "family": adapter.family, "tensors": result.keys,
         "rank_growth": {module: list(ranks) for module, ranks in result.rank_growth.items()}, "errors": result.errors, "notes": notes,

@@ -75,10 +75,12 @@ def buckets(
     from data_tools.bucket_report import table
     from data_tools.errors import BadInput
     from data_tools.scan import require_usable
+    from finetune.cli.data_base import training_sizes
 
     if chart and chart.suffix.lower() != ".svg":
         raise BadInput("a chart is an .svg file", where=f"--chart {chart}", fix="name it so")
     _check_fit(fit)
+    training_sizes(base, None)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     require_usable(found, source)
@@ -154,6 +156,10 @@ def duplicates(
     if sheet:
         check_sheet_name(sheet)
         require_outside(sheet, Path(source), "the contact sheet")
+    if embeddings:
+        from data_tools.model_places import require_model
+
+        require_model(embeddings, "give a folder or Hub identifier of a vision model", where=f"--embeddings {embeddings}")
     progress = progress_for(quiet)
     records = scanned(source, layout, image_root, workers, fresh, progress).records
     for other in against or ():
@@ -232,10 +238,10 @@ def report(
 
     require_report_place(out)
     _check_fit(fit)
+    limits = text_limits(base)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     chosen = _buckets(found.records, base, resolution, None, most, upscale, fit, batch_size)[0] if found.records else None
-    limits = text_limits(base)
     captions = [record.caption for record in found.records if record.caption]
     copies = find_duplicates(found.records, mirrored=True, workers=workers, progress=progress, use_cache=not fresh)
     facts = SetFacts(source_folder(source), found, chosen, caption_statistics(found.records), copies, count_tokens(captions, limits), limits, trigger)

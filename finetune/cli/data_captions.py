@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,24 +48,21 @@ def caption(
     rules = _rules(prepend, append, replace, regex, drop, shuffle, keep_tokens, keep_first, seed)
     if (by is not None) + bool(rules) + undo != 1:
         raise BadInput("say one of: who writes captions (--by), how to edit them (--prepend, --append, --replace, --drop, --shuffle, --keep-first), or --undo", fix='for example `brushwork data caption FOLDER --by file-name`')
+    _refuse_idle(("--price", price, by == "endpoint", "--by endpoint"), ("--url", url, by == "endpoint", "--by endpoint"), ("--model", model, by not in (None, "file-name"), "a --by that has a model"),
+                 ("--regex", regex, replace, "--replace"), ("--keep-tokens", keep_tokens, shuffle, "--shuffle"), ("--dry-run", dry_run, not undo, "--by or an edit"))
     if undo:
         _undo(source, json)
         return
+    languages, prices = ([], None) if by is None else _check_questions(by, model, url, language, purpose, overwrite, trigger, placement, price)
     progress = progress_for(quiet)
     found = scanned(source, layout, image_root, workers, fresh, progress)
     if rules:
         _edit(found.records, rules, source, dry_run, json)
         return
-    languages = {"en": ["en"], "zh": ["zh"], "both": ["en", "zh"]}.get(language)
-    prices = _prices(price)
-    if languages is None:
-        raise BadInput(f"--language is {language!r}", fix="en, zh or both")
-    from data_tools.caption_prompts import PURPOSES, caption_prompt, thinking_prompt
+    from data_tools.caption_prompts import caption_prompt, thinking_prompt
     from data_tools.captioners import BATCHED, captioner
     from data_tools.captions import caption_pictures
 
-    if purpose not in PURPOSES:
-        raise BadInput(f"--purpose is {purpose!r}", fix=f"one of {', '.join(PURPOSES)}")
     writer = captioner(by, model=model, url=url, **({"concurrency": concurrency} if by == "endpoint" else {"batch_size": batch_size} if by in BATCHED else {}))
     if by == "endpoint" and not writer.is_local:
         progress.say(f"pictures, scaled down and without metadata, will be sent to {url}")
@@ -76,6 +73,34 @@ def caption(
             return _show_prompt(prompt if writer.follows_prompts else None, found.records, json)
         reports.append(caption_pictures(found.records, writer, prompt, overwrite=overwrite, trigger=trigger, placement=placement, beside=number > 0, progress=progress))
     _show(reports, prices, json)
+
+
+def _refuse_idle(*options: tuple[str, Any, Any, str]) -> None:
+    """Raises BadInput for an option (name, value, what must be true for it to do anything, how to say that) that would do nothing."""
+    from data_tools.errors import BadInput
+
+    for name, given, works, with_what in options:
+        if given and not works:
+            raise BadInput(f"does nothing without {with_what}", where=name, fix=f"add {with_what}, or leave {name} out")
+
+
+def _check_questions(by: str, model: str | None, url: str | None, language: str, purpose: str, overwrite: str, trigger: str | None, placement: str,
+                     price: str | None) -> tuple[list[str], tuple[float, float] | None]:
+    """The languages to ask in and the prices. Raises BadInput for what no picture needs to be looked at to refuse."""
+    from data_tools.caption_prompts import PURPOSES
+    from data_tools.captioners import check_captioner
+    from data_tools.captions import OVERWRITE, with_trigger
+    from data_tools.errors import BadInput
+
+    languages = {"en": ["en"], "zh": ["zh"], "both": ["en", "zh"]}
+    for option, given, known in (("--language", language, languages), ("--purpose", purpose, PURPOSES), ("--overwrite", overwrite, OVERWRITE)):
+        if given not in known:
+            *others, last = known
+            raise BadInput(f"{option} is {given!r}", fix=f"{', '.join(others)} or {last}")
+    with_trigger("", trigger, placement)
+    prices = _prices(price)
+    check_captioner(by, model=model, url=url)
+    return languages[language], prices
 
 
 def _rules(prepend: str | None, append: str | None, replace: list[str] | None, regex: bool, drop: list[str] | None, shuffle: bool, keep_tokens: int, keep_first: int | None, seed: int) -> list:

@@ -83,7 +83,10 @@ def compare(
 ) -> None:
     """Draw the same prompts and seeds with the base and each adapter, measure, and show intervals beside every number."""
     from finetune.evaluation.downloaded import at_hand, parse_weights
+    from finetune.evaluation.measure import choose_measures
+    from finetune.evaluation.pictures import require_pictures_at
     from finetune.evaluation.prompts import read_prompts, shortened
+    from finetune.evaluation.subjects import subjects_of
     from finetune.families.base_models import locate_base, refuse_unusable
 
     named = [*(adapters or []), *(more or [])]
@@ -92,14 +95,19 @@ def compare(
     trained = training or (Path(recipe.data.folder) if recipe and recipe.data.folder and Path(recipe.data.folder).is_dir() else None)
     height, width = parse_size(size) or (None, None)
     refuse_unusable(_base_of(base, named))
+    for pictures in filter(None, (references, training)):
+        require_pictures_at(pictures)
+    asked, weights_at_hand = measures.split(",") if measures else None, at_hand(given)
+    met = {"judge": True, "references": references or trained, "training": trained, **{f"weights:{name}": True for name in weights_at_hand}}
+    choose_measures(asked, {need for need, is_met in met.items() if is_met})
+    subjects = subjects_of(named)
 
     from finetune.evaluation.compare import Comparison
     from finetune.evaluation.compare import compare as compare_all
-    from finetune.evaluation.subjects import subjects_of
 
     found = locate_base(_base_of(base, named))
     comparison = Comparison(
-        chosen, subjects_of(named), seed_numbers, *_settings(recipe, found.identifier, steps, guidance, negative), height, width, references or trained, trained, measures.split(",") if measures else None, at_hand(given))
+        chosen, subjects, seed_numbers, *_settings(recipe, found.identifier, steps, guidance, negative), height, width, references or trained, trained, asked, weights_at_hand)
     result = compare_all(found, comparison, out, progress_for(quiet))
     data = {"rows": result["rows"], "evaluation": out / "evaluation.json", "report": out / "report.html", "drawn": result["drawn"], "near_copies": result["near_copies"],
             "left_out": result["left_out"], "imported": result["imported"], "caution": result["caution"]}

@@ -50,7 +50,7 @@ def generate(
     from finetune.families.base_models import locate_base, refuse_unusable
 
     named, seeds, asked = parse_adapters(adapter or []), _seeds(seed, best_of, reward), parse_size(size)
-    sets, progress = weight_sets(named), progress_for(quiet)
+    sets, progress, thinks_with = weight_sets(named), progress_for(quiet), _enhancer(enhancer, enhancer_model)
     if len(prompt) * len(seeds) * len(sets) > MOST_PICTURES:
         raise BadInput(f"these are {len(prompt) * len(seeds) * len(sets):,} pictures", fix=f"at most {MOST_PICTURES:,} are drawn at once")
     if base is not None:
@@ -77,7 +77,7 @@ def generate(
         saved[id(picture)] = save_kept(Kept(picture, score, records.get(picture.asked)), found, named, out)
 
     with output_folder(out):
-        thinker = _rewrite(think, _enhancer(enhancer, enhancer_model), trigger, seeds[0], records)
+        thinker = _rewrite(think, thinks_with, trigger, seeds[0], records)
         # Without a choice among them, pictures are written as they come: what is there when somebody interrupts stays.
         drawn = draw_from_files(found, files, sets, requests, rewrite=thinker, progress=progress, offload=offload, on_drawn=None if best_of else keep)
         labels, extra = _keep_best(drawn, reward, best_of, keep) if best_of else (None, {})
@@ -104,7 +104,7 @@ def _seeds(given: list[str] | None, best_of: int | None, reward: str | None) -> 
         return seeds
     if len(seeds) > 1:
         raise BadInput("--best-of counts its own seeds", where="--seed", fix="give the first seed only")
-    from finetune.preference.rewards.reward_files import check_reward
+    from finetune.preference.rewards.references import check_reward
 
     check_reward(reward)
     return list(range(seeds[0], seeds[0] + best_of))

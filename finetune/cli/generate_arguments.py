@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import BadInput
+from data_tools.near_names import meant_path
 
 MOST_PICTURES = 10_000
 
@@ -35,7 +36,7 @@ def parse_adapters(given: Sequence[str]) -> list[NamedAdapter]:
         except ValueError:
             raise BadInput("the weights of an adapter are not numbers", where=f"--adapter {text}", fix="write FILE:0.8, or FILE:0,0.5,1 for a row each") from None
         if not Path(path).exists():
-            raise BadInput("there is no such adapter", where=f"--adapter {text}", fix="give an adapter file, or the `adapter` folder of a run")
+            raise BadInput("there is no such adapter", where=f"--adapter {text}", fix=meant_path(path, "give an adapter file, or the `adapter` folder of a run"))
         label = _label(Path(path))
         adapters.append(NamedAdapter(_name(label, [adapter.name for adapter in adapters]), label, Path(path), weights))
     return adapters

@@ -71,9 +71,11 @@ def reward(
     from dataclasses import asdict
 
     from finetune.preference.candidate_folder import CandidateFolder
+    from finetune.preference.rewards.references import check_features
 
     known = CandidateFolder.existing(folder)
     drawn_by = next((one.base for one in known.candidates().values() if one.base), None)
+    check_features(features, base=base or drawn_by, model=clip)
 
     from finetune.preference.rewards.features import build_features
     from finetune.preference.rewards.preference_head import train_reward
@@ -103,12 +105,19 @@ def train(
 ) -> None:
     """Train an adapter on preferences, near its base; stops by itself where the reward is being cheated."""
     from finetune.preference.candidate_folder import CandidateFolder
+    from finetune.families.base_models import refuse_unusable
     from finetune.preference.policy.settings import build_settings
+    from finetune.preference.rewards.references import check_reward
 
     drawn_by = next((one.base for one in CandidateFolder.existing(data).candidates().values() if one.base), None)
     settings = build_settings({
         "method": method, "data": str(data), "reward": reward, "witness": witness, "base": base or drawn_by, "start": None if start is None else str(start), "steps": steps, "seed": seed,
     }, changes or [])
+    for option, reference in (("--reward", settings.reward), ("--witness", settings.witness)):
+        if reference is not None:
+            check_reward(reference, option)
+    refuse_unusable(settings.base)
+
     from finetune.preference.policy.run import train_preference
 
     result = train_preference(settings, out, resume=resume, progress=progress_for(quiet))

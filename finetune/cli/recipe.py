@@ -37,9 +37,10 @@ def show(
 ) -> None:
     """A recipe with every setting written out, as a run would use it."""
     from finetune.recipe import dump_recipe, load_recipe
-    from finetune.recipe_shelf import find_recipe
+    from finetune.recipe_shelf import find_recipe, fitting
 
-    loaded = load_recipe(find_recipe(recipe), changes or [])
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, fitting(path, changes or []))
     emit({"recipe": loaded.model_dump(mode="json"), "settings_hash": loaded.settings_hash()}, [dump_recipe(loaded).rstrip()], json=json)
 
 
@@ -49,9 +50,10 @@ def check(
 ) -> None:
     """Whether a recipe is right; every mistake with its line and a hint."""
     from finetune.recipe import load_recipe
-    from finetune.recipe_shelf import find_recipe
+    from finetune.recipe_shelf import find_recipe, fitting
 
-    loaded = load_recipe(find_recipe(recipe), changes or [])
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, fitting(path, changes or []))
     changed = {f"{section}.{key}": value for section, settings in loaded.model_dump(mode="json", exclude_defaults=True).items() for key, value in settings.items()}
     emit({"ok": True, "changed": changed, "settings_hash": loaded.settings_hash()}, [f"{recipe}: fine; {len(changed)} settings differ from the defaults"], json=json)
 

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_tools.errors import BadInput, DataError
+from data_tools.near_names import meant_path
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
@@ -53,13 +54,22 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
         raise BadInput("a run was stopped here before it began, and nothing of it is kept", where=target, fix=f"start it again as it was started, with --out {target}")
     if not folder.is_dir():
         if recipe is not None:
-            raise DataError("there is no such folder of pictures", where=target, fix="with --recipe, give the folder that the pictures are in")
-        loaded = load_recipe(_recipe_file(target), overrides)
-        return Wanted(_with_pictures(loaded, target) if needs_pictures or loaded.data.folder else loaded)
+            raise DataError("there is no such folder of pictures", where=target, fix=meant_path(target, "with --recipe, give the folder that the pictures are in"))
+        loaded = _loaded(_recipe_file(target), overrides)
+        return replace(loaded, recipe=_with_pictures(loaded.recipe, target)) if needs_pictures or loaded.recipe.data.folder else loaded
     overrides.insert(0, f"data.folder={json.dumps(str(folder))}")
     if recipe is not None:
-        return Wanted(load_recipe(find_recipe(recipe), overrides))
+        return _loaded(find_recipe(recipe), overrides)
     return _recipe_for_base(base, overrides)
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> Wanted:
+    """A recipe file under the overrides; of a shipped recipe that is given few steps, with a warm-up that fits into them."""
+    from finetune.recipe import load_recipe
+    from finetune.recipe_shelf import fitting
+
+    changes = fitting(path, overrides)
+    return Wanted(load_recipe(path, changes), tuple(f"{change}: the recipe's own is longer than the whole training" for change in changes[len(overrides):]))
 
 
 def _check_folder(folder: Path) -> None:
@@ -80,7 +90,7 @@ def _is_set_in_a_file(path: Path) -> bool:
 
 def _recipe_file(target: str) -> Path:
     """The recipe that `target` names; anything else is a folder that is not there."""
-    from finetune.recipe_problems import nearest
+    from data_tools.near_names import nearest
     from finetune.recipe_shelf import find_recipe, shelf
 
     if Path(target).is_file() and not target.endswith(".toml") and _is_set_in_a_file(Path(target)):
@@ -91,7 +101,7 @@ def _recipe_file(target: str) -> Path:
         return find_recipe(target)
     near = nearest(target, names)
     raise DataError("there is neither a folder nor a recipe of this name", where=target,
-                    fix=f"did you mean the recipe `{near}`?" if near else "give a folder of pictures, or a recipe (`brushwork recipe list`)")
+                    fix=f"did you mean the recipe `{near}`?" if near else meant_path(target, "give a folder of pictures, or a recipe (`brushwork recipe list`)"))
 
 
 def _recipe_for_base(base: str | None, overrides: list[str]) -> Wanted:
@@ -105,7 +115,8 @@ def _recipe_for_base(base: str | None, overrides: list[str]) -> Wanted:
     made_for_it = recipes_for_base(named)
     if len(made_for_it) == 1:
         only = made_for_it[0]
-        return Wanted(load_recipe(only.path, overrides), (f"recipe {only.name}: the one made for this base",))
+        loaded = _loaded(only.path, overrides)
+        return replace(loaded, notes=(f"recipe {only.name}: the one made for this base", *loaded.notes))
     notes = (f"default settings; recipes made for this base: {', '.join(each.name for each in made_for_it)} (choose with --recipe)",) if made_for_it else ()
     return Wanted(load_recipe({"base": {"model": named}}, overrides), notes)
 
@@ -115,7 +126,7 @@ def _with_pictures(recipe: Recipe, target: str) -> Recipe:
     if folder is None:
         raise BadInput("the recipe does not name a folder of pictures", where=target, fix=f"brushwork train PICTURES --recipe {target}, or add --set data.folder=PICTURES")
     if not folder.is_dir():
-        raise DataError("the recipe's folder of pictures does not exist", where=str(folder), fix="change data.folder in the recipe, or add --set data.folder=PICTURES")
+        raise DataError("the recipe's folder of pictures does not exist", where=str(folder), fix=meant_path(folder, "change data.folder in the recipe, or add --set data.folder=PICTURES"))
     return recipe
 
 

@@ -74,7 +74,7 @@ def compare(base: BaseModel, comparison: Comparison, out: Path | str, progress: 
     folders = {subject.name: PictureFolder(folder.pictures / subject.folder, settings) for subject in comparison.subjects}
     drawn = sum(studio.draw(subject, folders[subject.name], wanted, comparison.batch_size) for subject in comparison.subjects)
     evidence = _evidence(comparison, studio, folders, references, training)
-    measures, left_out = choose_measures(comparison.measures, evidence[comparison.subjects[0].name])
+    measures, left_out = choose_measures(comparison.measures, evidence[comparison.subjects[0].name].at_hand)
     for name, reason in left_out.items():
         progress.say(f"not measured: {name}: {reason}")
     values = _measure(folder, comparison, measures, evidence, _against(references, training, comparison), progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 
 # Name -> Hub id whose snapshot in the local cache is taken; None: only a folder or file that the user names.
@@ -22,7 +23,7 @@ def parse_weights(given: Iterable[str]) -> dict[str, Path]:
         if name not in USUAL or not place:
             raise BadInput(f"{text!r} names no weights", where="--weights", fix=f"write NAME=FOLDER with NAME one of {', '.join(USUAL)}")
         if not Path(place).exists():
-            raise BadInput("there is nothing here", where=place, fix=f"give the folder of the {name} model")
+            raise BadInput("there is nothing here", where=place, fix=meant_path(place, f"give the folder of the {name} model"))
         found[name] = Path(place)
     return found
 

@@ -45,6 +45,12 @@ class Evidence:
     # Features of references and of the base's pictures are the same for every subject; kept by (what, of whom).
     kept: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def at_hand(self) -> frozenset[str]:
+        """What measures may need and have here, in the words of `Measure.needs`."""
+        given = {"references": self.references, "training": self.training, "judge": self.judge}
+        return frozenset({name for name, what in given.items() if what} | {f"weights:{name}" for name in self.weights})
+
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """`compute()`, done once for all subjects of an evaluation."""
         if key not in self.kept:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_tools.near_names import nearest
 from finetune.errors import BadInput
 from finetune.evaluation.evidence import Evidence
 
@@ -44,18 +45,19 @@ class Measure:
         """(n,) bool: which pictures it speaks of."""
         return np.array([prompt.split in self.splits for prompt in evidence.prompts], dtype=bool)
 
-    def missing(self, evidence: Evidence) -> str | None:
-        """Why it cannot be taken here, or None."""
+    def missing(self, at_hand: Collection[str]) -> str | None:
+        """Why it cannot be taken with what is at hand, in the words of `needs`; None when it can."""
         for need in self.needs:
-            if need == "references" and not evidence.references:
+            if need in at_hand:
+                continue
+            if need == "references":
                 return "no reference pictures of the style were given (--references)"
-            if need == "training" and not evidence.training:
+            if need == "training":
                 return "the training pictures were not given (--training)"
-            if need == "judge" and evidence.judge is None:
+            if need == "judge":
                 return "the base model is not loaded"
-            if need.startswith("weights:") and need.removeprefix("weights:") not in evidence.weights:
-                name = need.removeprefix("weights:")
-                return f"the weights of {name} are not on this machine (--weights {name}=FOLDER)"
+            name = need.removeprefix("weights:")
+            return f"the weights of {name} are not on this machine (--weights {name}=FOLDER)"
         return None
 
 
@@ -70,19 +72,21 @@ WITH_WEIGHTS = ("clip_text", "clip_image", "dino", "csd", "lpips", "cmmd", "pick
 def load_measure(name: str) -> Measure:
     """The measure of that name. Raises BadInput for an unknown one."""
     if name not in BUILT_IN + WITH_WEIGHTS:
-        raise BadInput(f"there is no measure called {name!r}", where="--measures", fix=f"one of {', '.join(BUILT_IN + WITH_WEIGHTS)}")
+        near = nearest(name, BUILT_IN + WITH_WEIGHTS)
+        raise BadInput(f"there is no measure called {name!r}", where="--measures", fix=f"did you mean {near}?" if near else f"one of {', '.join(BUILT_IN + WITH_WEIGHTS)}")
     return importlib.import_module(f"finetune.evaluation.measures.{name}").MEASURE
 
 
-def choose_measures(names: Iterable[str] | None, evidence: Evidence) -> tuple[list[Measure], dict[str, str]]:
+def choose_measures(names: Iterable[str] | None, at_hand: Collection[str]) -> tuple[list[Measure], dict[str, str]]:
     """Measures to take, and those that cannot be taken with the reason.
 
-    names: asked for by name, then a missing need raises BadInput; None takes all for which everything is at hand.
+    names: asked for by name, then a missing need raises BadInput; None takes all for which everything is at hand, as `Evidence.at_hand`
+    says it. Imports nothing heavy.
     """
     chosen, left_out = [], {}
     for name in names if names is not None else BUILT_IN + WITH_WEIGHTS:
         measure = load_measure(name)
-        reason = measure.missing(evidence)
+        reason = measure.missing(at_hand)
         if reason is None:
             chosen.append(measure)
         elif names is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.near_names import meant_path
 from data_tools.progress import Progress
 from finetune.errors import BadInput
 from finetune.evaluation.evidence import NamedPicture
@@ -30,6 +31,12 @@ def spread_evenly(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [index * count // most for index in range(most)]
 
 
+def require_pictures_at(folder: Path) -> None:
+    """Raises BadInput where there is no such folder."""
+    if not folder.exists():
+        raise BadInput("there is no such folder of pictures", where=str(folder), fix=meant_path(folder, "`brushwork data scan FOLDER` says what can be used"))
+
+
 def load_pictures(folder: Path | str, *, area: int, most: int | None, progress: Progress, purpose: str) -> PictureSet:
     """Every usable picture of a folder, scaled to about `area` pixels (never enlarged), in the order of names.
 
@@ -40,8 +47,7 @@ def load_pictures(folder: Path | str, *, area: int, most: int | None, progress: 
     from data_tools.scan import scan_folder
 
     folder = Path(folder)
-    if not folder.exists():
-        raise BadInput("no such folder", where=str(folder))
+    require_pictures_at(folder)
     report = scan_folder(folder, progress=progress)
     records = sorted(report.records, key=lambda record: str(record.path))
     chosen = [records[index] for index in spread_evenly(len(records), most or len(records))]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.near_names import meant_path
 from data_tools.thinking import SURROGATE
 from finetune.errors import BadInput
 
@@ -45,7 +46,7 @@ def read_prompts(path: Path | str) -> list[EvaluationPrompt]:
     except UnicodeDecodeError:
         raise BadInput("is not UTF-8 text", where=str(path)) from None
     except OSError as error:
-        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path)) from None
+        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path), fix=meant_path(path, "give a text file with one prompt a line, or JSON lines")) from None
     found: dict[str, EvaluationPrompt] = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()

@@ -26,7 +26,7 @@ img { display:block; image-rendering:auto; max-width:256px } .small img { image-
 <table id="numbers"><tr><th>Measure</th><th>Who</th><th>Value</th><th>Difference to base</th><th>Interval</th><th>Prompts won</th><th>Prompts</th></tr>
 {% for name, rows in by_measure.items() %}{% for row in rows %}<tr><td>{% if loop.first %}{{ name }}{% if result.measures[name].better != "none" %} <span class="faint">({{ result.measures[name].better }} is better)</span>{% endif %}{% endif %}</td><td><bdi>{{ row.adapter }}</bdi></td>
 <td class="n">{{ number(row.value) }}</td><td class="n {{ row.verdict }}">{% if row.delta is not none %}{{ signed(row.delta) }}{% endif %}</td>
-<td class="n">{% if row.low is not none %}{{ number(row.low) }} … {{ number(row.high) }}{% elif row.prompts %}{{ row.no_interval }}{% endif %}</td>
+<td class="n">{% if row.low is not none %}{{ number(row.low) }} … {{ number(row.high) }}{% else %}{{ row.no_interval }}{% endif %}</td>
 <td class="n">{% if row.win_rate is defined %}{{ "%.0f"|format(100 * row.win_rate) }} %{% endif %}</td><td class="n">{{ row.prompts }}</td></tr>{% endfor %}{% endfor %}</table>
 {% if result.left_out %}<p class="faint">Not measured: {% for name, reason in result.left_out.items() %}{{ name }} ({{ reason }}){{ "; " if not loop.last }}{% endfor %}.</p>{% endif %}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def subjects_of(adapters: Sequence[str]) -> list[Subject]:
         path, weight = split_weight(text)
         file = locate(path)
         if not file.is_file():
-            raise BadInput("no such adapter", where=str(path))
+            raise BadInput("there is no such adapter", where=str(path), fix=meant_path(path, "give an adapter file, or the `adapter` folder of a run"))
         stem = _name(file, path)
         taken = {subject.name for subject in found}
         name = next(candidate for number in range(1, len(adapters) + 2) if (candidate := stem if number == 1 else f"{stem}-{number}") not in taken)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.model_places import ask_once
+from data_tools.near_names import nearest, nearest_path
 from finetune.errors import BaseModelError
 from finetune.families import hunyuan_image_3, registry
 from finetune.families.licences import APACHE
@@ -68,7 +70,8 @@ def _local_folder(base: str) -> Path | None:
         raise hunyuan_image_3.refusal(base)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and " " not in base:
         return None
-    raise BaseModelError(f"there is no base called {base}", fix="give mini, a folder that holds model_index.json, or a Hub id such as owner/name")
+    near = nearest(base, [EMBEDDED]) or nearest_path(base)
+    raise BaseModelError(f"there is no base called {base}", fix=f"did you mean {near}?" if near else "give mini, a folder that holds model_index.json, or a Hub id such as owner/name")
 
 
 def _checked(folder: Path, parts: frozenset[str]) -> str:
@@ -142,6 +145,7 @@ def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseMod
 
     where = f"{base}@{revision}" if revision else base
     try:
+        ask_once(base, "model_index.json", revision)
         folder = Path(hf_hub_download(base, "model_index.json", revision=revision)).parent
         index = read_model_index(folder)
         registry.serving(index["_class_name"], where)

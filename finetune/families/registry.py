@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from data_tools.near_names import nearest
 from finetune.errors import BaseModelError
 from finetune.families.model_index import read_model_index
 from finetune.families.protocol import ModelFamily
@@ -65,8 +65,8 @@ def family(name: str) -> ModelFamily:
     """The family of this name. Raises BaseModelError with the nearest name for an unknown one."""
     entry = FAMILIES.get(name)
     if entry is None:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        raise BaseModelError(f"there is no family called {name}", fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(FAMILIES)}")
+        near = nearest(name, FAMILIES)
+        raise BaseModelError(f"there is no family called {name}", fix=f"did you mean {near}?" if near else f"known: {', '.join(FAMILIES)}")
     return getattr(import_module(f"finetune.families.{entry.module}"), entry.attribute)
 
 

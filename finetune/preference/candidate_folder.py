@@ -16,6 +16,7 @@ from typing import Any
 
 from data_tools.errors import DataError
 
+from data_tools.near_names import meant_path
 from finetune.preference.comparisons import ComparisonLog, Judgement
 from finetune.preference.journal import Journal
 
@@ -85,7 +86,7 @@ class CandidateFolder:
         """A folder that has candidates. Raises DataError where there are none."""
         folder = cls(root)
         if not folder._journal.path.is_file():
-            raise DataError("no candidates.jsonl here", where=str(root), fix="make candidates with `brushwork prefer candidates`, or import some")
+            raise DataError("no candidates.jsonl here", where=str(root), fix=meant_path(root, "make candidates with `brushwork prefer candidates`, or import some"))
         if not folder.candidates():
             raise DataError("candidates.jsonl is empty", where=str(root), fix="make candidates with `brushwork prefer candidates`, or import some")
         return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import BadInput, DataError
+from data_tools.near_names import meant_path
 from finetune.adapters.strict_reading import identity_of
 from finetune.preference.journal import parse_line
 
@@ -56,7 +57,7 @@ def _variant(text: str) -> tuple[AdapterUse, ...]:
         except ValueError:
             raise BadInput(f"the weight {weight!r} is not a number", where=f"--adapter {text}", fix="write FILE:0.8") from None
         if not uses[-1].path.exists():
-            raise BadInput("there is no such adapter", where=path, fix="give an adapter file, or the `adapter` folder of a run")
+            raise BadInput("there is no such adapter", where=path, fix=meant_path(path, "give an adapter file, or the `adapter` folder of a run"))
     return tuple(uses)
 
 
@@ -68,7 +69,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError("no such file", where=str(path)) from None
+        raise DataError("no such file", where=str(path), fix=meant_path(path, "write one prompt a line into a text file")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read as UTF-8 text ({type(error).__name__})", where=str(path)) from None
     prompts: dict[str, Prompt] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from data_tools.model_places import require_model
 from data_tools.pickle_refusal import refuse_pickles
 from data_tools.thinking import ThinkingRecord
 from finetune.errors import BadInput
@@ -14,18 +15,20 @@ if TYPE_CHECKING:
     import torch
 
 NEW_TOKENS = 2048
+USABLE = "give a local folder or a Hub id of a causal language model, or use --enhancer rules"
 
 
 class LocalChatEnhancer:
     """model: a Hub id or local folder of a causal language model with a chat template; loaded at the first question, on the GPU
     only while it answers.
 
-    The same prompt and seed give the same answer on one machine. Raises BadInput when the model cannot be loaded.
+    The same prompt and seed give the same answer on one machine. Raises BadInput when the model is not there or cannot be loaded.
     """
 
     backend = "transformers"
 
     def __init__(self, model: str, *, device: str | torch.device | None = None, new_tokens: int = NEW_TOKENS):
+        require_model(model, USABLE, where=f"--enhancer {model}")
         self.model, self._device, self._new_tokens = model, device, new_tokens
         self._loaded: tuple[Any, Any] | None = None
 
@@ -44,7 +47,7 @@ class LocalChatEnhancer:
                 model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", use_safetensors=True, trust_remote_code=False).eval()
             except (OSError, ValueError) as error:
                 raise BadInput(f"the chat model cannot be loaded: {' '.join(str(error).split())[:200]}", where=self.model,
-                               fix="give a local folder or a Hub id of a causal language model, or use --enhancer rules") from None
+                               fix=USABLE) from None
             if tokenizer.chat_template is None:
                 raise BadInput("the model has no chat template", where=self.model, fix="use an instruction-tuned model")
             self._loaded = tokenizer, model

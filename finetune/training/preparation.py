@@ -182,6 +182,8 @@ def _say_what_was_found(training_set: TrainingSet, recipe: Recipe, progress: Pro
         progress.say(f"{masked} of {own} pictures have a mask; {'the others count everywhere' if masked else 'masked_loss changes nothing'}")
     elif recipe.data.unmasked_weight:
         progress.say("unmasked_weight changes nothing: masked_loss is not set")
+    if recipe.data.regularisation_weight != 1 and not any(picture.regularisation for picture in training_set.pictures):
+        progress.say("regularisation_weight changes nothing: there are no regularisation pictures")
     if training_set.held_out:
         held_out = training_set.held_out_paths()
         progress.say(f"{len(held_out)} pictures are held out and not trained: {', '.join(path.name for path in held_out)}")

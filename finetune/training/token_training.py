@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.adapters.adapter_file import B_SUFFIX
-from finetune.errors import BadInput
 from finetune.thinking.tokens import KEY, LEARNING_RATE_FACTOR, EncodingsWithTokens, ThinkingTokens, initial_tokens, read_tokens, write_tokens
 from finetune.training.checkpoints import Checkpoint
 from finetune.training.run_folder import RunFolder
@@ -50,7 +49,8 @@ def named_parameters(lora: NamedParameters, encodings: Any) -> NamedParameters:
 
 def parameter_groups(named: NamedParameters, lora_plus_ratio: float = 1.0) -> list[Any]:
     """For the optimizer: B matrices take `lora_plus_ratio` times the steps of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354);
-    tokens take larger steps than the LoRA and no decay. Raises BadInput where there are no B matrices."""
+    tokens take larger steps than the LoRA and no decay. A ratio is only
+    given where there are B matrices: the rules of a recipe refuse it for the kinds that have none."""
     lora = [parameter for name, parameter in named if name != KEY]
     tokens = [parameter for name, parameter in named if name == KEY]
     if not tokens and lora_plus_ratio == 1:
@@ -58,8 +58,6 @@ def parameter_groups(named: NamedParameters, lora_plus_ratio: float = 1.0) -> li
     groups: list[dict[str, Any]] = [{"params": lora, "rate_factor": 1.0}]
     if lora_plus_ratio != 1:
         second = [parameter for name, parameter in named if name.endswith(B_SUFFIX)]
-        if not second:
-            raise BadInput("this kind of adapter has no B matrices", where="training.lora_plus_ratio", fix="set it to 1")
         first = [parameter for name, parameter in named if name != KEY and not name.endswith(B_SUFFIX)]
         groups = [{"params": first, "rate_factor": 1.0}, {"params": second, "rate_factor": lora_plus_ratio}]
     return [*groups, {"params": tokens, "rate_factor": LEARNING_RATE_FACTOR, "weight_decay": 0.0}] if tokens else groups

@@ -227,6 +227,24 @@ def test_what_cannot_be_merged_is_refused(parts, said):
         arithmetic.merge(parts)
 
 
+def test_a_dora_is_resized_as_conversion_cuts_it(tmp_path):
+    """The lengths of finished rows stay, and what was cut off only turns them, by less than it is of what was added."""
+    module = "blocks.0.attn1.to_q"
+    plain = adapter(8, 1, (module,))
+    base = torch.randn(delta_of(plain, module).shape)
+    lengths = (base + 0.1 * delta_of(plain, module)).norm(dim=1)
+    one = AdapterFile({**plain.tensors, module + ".lora_magnitude_vector": lengths})
+    result = arithmetic.resize(one, rank=3)
+    assert result.adapter.ranks == {module: 3} and result.notes == [arithmetic.CUT_DORA]
+    assert result.adapter.tensors[module + ".lora_magnitude_vector"].equal(lengths)
+    full, cut = (base + 0.1 * delta_of(each, module) for each in (one, result.adapter))
+    finished = cut * (lengths / cut.norm(dim=1))[:, None]
+    assert 0 < (finished - full).norm() < result.errors[module] * (0.1 * delta_of(one, module)).norm()
+    assert arithmetic.resize(one, rank=8).notes == []
+    with pytest.raises(AdapterError, match="OFT"):
+        arithmetic.resize(AdapterFile({"x.oft_R.weight": torch.zeros(2, 6)}), rank=1)
+
+
 def test_an_adapter_that_fits_several_families_is_merged_with_one_of_any_of_them():
     parts = [Weighted(adapter(family="flux", alternatives=("sd3", "chroma")), 1.0), Weighted(adapter(family="sd3"), 1.0)]
     assert arithmetic.merge(parts).adapter.family == "sd3"

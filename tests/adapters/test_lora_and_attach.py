@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -184,6 +186,59 @@ def test_verify_lets_an_adapter_pass_that_has_learned_less_than_bfloat16_can_tel
     dead = write_adapter(tmp_path / "dead.safetensors", trained_adapter(size=0.0))
     with pytest.raises(VerifyError, match="no effect"):
         verify_adapter(dead, model, run)
+
+
+ONE_LAYER = r"blocks\.3\.attn2\.to_out\.0"
+
+
+@pytest.mark.parametrize("size", [3e-5, 3e-6])
+def test_verify_tells_a_tiny_change_from_none_in_bfloat16(tmp_path, size):
+    """Four steps at an ordinary rate changed a small model by less than bfloat16 shows at the strengths that were tried."""
+    adapter = trained_adapter(size=size, targets=ONE_LAYER)
+    model = tiny_transformer().bfloat16()
+    result = verify_adapter(write_adapter(tmp_path / "a.safetensors", adapter), model, run, trained=adapter)
+    assert result.change < NOISE["bfloat16"] and result.baked_equals_attached and result.restored
+    # What is broken in a tiny adapter is found as in any other: its scale, a missing layer, factors in each other's place.
+    broken = {
+        "scale": {key: tensor * 0.5 if "lora_B" in key else tensor for key, tensor in adapter.tensors.items()},
+        "transposed": {key: adapter.tensors[key.replace("lora_A", "x").replace("lora_B", "lora_A").replace("x", "lora_B")].T.contiguous() for key in adapter.tensors},
+    }
+    for name, tensors in broken.items():
+        with pytest.raises(VerifyError, match="not what was trained"):
+            verify_adapter(write_adapter(tmp_path / f"{name}.safetensors", replace(adapter, tensors=tensors)), model, run, trained=adapter)
+    two = trained_adapter(size=size, targets=r"blocks\.[23]\.attn2\.to_out\.0")
+    with pytest.raises(VerifyError, match="tensors differ"):
+        verify_adapter(tmp_path / "a.safetensors", model, run, trained=two)
+
+
+def test_verify_does_not_take_a_layer_that_is_not_used_for_one_that_learned_little(tmp_path):
+    class Unused(torch.nn.Module):
+        """Its layer is called, and what comes of it is dropped."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 64, bias=False)
+
+        def forward(self, x):
+            self.layer(x)
+            return x * 2
+
+    path = file_for(Unused(), tmp_path / "a.safetensors", 0.5)
+    with pytest.raises(VerifyError, match="no effect"):
+        verify_adapter(path, Unused().bfloat16().eval(), lambda model: model(torch.ones(4, 64, dtype=torch.bfloat16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verify_does_not_take_rounding_for_learning(tmp_path, dtype):
+    """As a PiSSA is written that has not learned: its start twice, with opposite signs. Loud enough, the rounding of that shows."""
+    start = trained_adapter(size=1.0)
+    tensors = {key: torch.cat([tensor, -tensor], 1) if "lora_B" in key else torch.cat([tensor, tensor]) for key, tensor in start.tensors.items()}
+    path = write_adapter(tmp_path / "a.safetensors", replace(start, tensors=tensors))
+    with pytest.raises(VerifyError, match="no effect"):
+        verify_adapter(path, tiny_transformer().to(dtype), run)
+    moved = {key: tensor * (1 + 1e-4) if "blocks.3.attn2.to_q.lora_A" in key else tensor for key, tensor in start.tensors.items()}
+    tensors |= {key: torch.cat([moved[key], start.tensors[key]]) for key in tensors if "lora_A" in key}
+    assert verify_adapter(write_adapter(tmp_path / "b.safetensors", replace(start, tensors=tensors)), tiny_transformer().to(dtype), run).changed
 
 
 def test_verify_finds_a_file_that_is_not_what_was_trained(tmp_path):

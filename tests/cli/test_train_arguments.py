@@ -26,6 +26,22 @@ def test_a_folder_and_a_base_take_the_recipe_made_for_the_base(photos):
     assert "mini/style" in wanted.notes[0]
 
 
+def test_few_steps_shorten_the_warm_up_of_a_shipped_recipe_and_only_of_that(photos, tmp_path):
+    for target, recipe in (("photos", None), ("photos", "mini/style")):
+        wanted = wanted_recipe(target, "mini", recipe, None, ["training.steps=3"])
+        assert wanted.recipe.training.warmup == 3 and "warmup = 3" in dump_recipe(wanted.recipe)
+        assert "training.warmup=3" in wanted.notes[-1]
+    unchanged = wanted_recipe("photos", "mini", None, None, ["training.steps=10"])
+    assert unchanged.recipe.training.warmup == 10 and len(unchanged.notes) == 1
+    with pytest.raises(RecipeError, match="longer than the whole training"):
+        wanted_recipe("photos", "mini", None, None, ["training.steps=3", "training.warmup=4"])
+    (tmp_path / "r.toml").write_text('[base]\nmodel = "mini"\n[training]\nwarmup = 10\n')
+    with pytest.raises(RecipeError, match="longer than the whole training"):
+        wanted_recipe("photos", None, "r.toml", None, ["training.steps=3"])
+    with pytest.raises(RecipeError, match="steps"):
+        wanted_recipe("photos", "mini", None, None, ["training.steps=few"])
+
+
 def test_a_base_with_several_recipes_takes_defaults_and_says_which_there_are(photos):
     base = load_recipe({"base": {"model": "x"}}).base
     several = wanted_recipe("photos", "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", None, None, None)

@@ -177,14 +177,25 @@ def test_the_core_works_where_torch_is_not_installed(folder, tmp_path):
 def test_results_never_take_the_place_of_pictures_or_captions(folder, capfd):
     """Each of these wrote over a picture or a caption of the set, or into the set, where the next scan took it for pictures."""
     (folder / "000.txt").write_text("a person's words")
+    (folder / "concepts.json").write_text("[]")
     (folder / "inside").mkdir()
     (folder.parent / "link").symlink_to(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for arguments in (
         ("report", folder, "--out", folder / "000.png"), ("report", folder, "--out", folder / "000.txt"), ("report", folder, "--out", folder / "000.html"), ("report", folder, "--out", "."),
+        ("report", folder, "--out", folder / "000.thinking.html"), ("report", folder, "--out", folder / "dataset_dict.html"), ("report", folder, "--out", folder / "concepts.html"),
         ("duplicates", folder, "--sheet", folder / "000.png"), ("duplicates", folder, "--sheet", folder.parent / "link" / "sheet.png"), ("buckets", folder, "--chart", folder / "000.png"),
         ("convert", folder, "--to", "sidecars", "--out", folder / "inside"), ("convert", folder, "--to", "zip", "--out", folder / "new"),
     ):
         code, out, err = run(capfd, *arguments, "--quiet")
         assert code == 2 and "hint: " in err and "Traceback" not in err, arguments
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, arguments
+
+
+def test_a_report_inside_the_picture_folder_is_no_part_of_the_set(folder, capfd):
+    """Its pictures are inside the page, and its facts are not read; so it may lie where somebody works, and is written again."""
+    known = {key: value for key, value in data(capfd, "scan", folder).items() if key != "reused"}
+    for _ in range(2):
+        data(capfd, "report", folder, "--out", folder / "dataset-report.html")
+        again = {key: value for key, value in data(capfd, "scan", folder).items() if key != "reused"}
+        assert again == known and sorted(path.suffix for path in folder.glob("dataset-report.*")) == [".html", ".json"]

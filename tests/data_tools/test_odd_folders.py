@@ -7,8 +7,14 @@ import socket
 
 import pytest
 
+from data_tools.caption_edits import apply_edits, not_in_files, plan_edits, prepend
+from data_tools.caption_prompts import caption_prompt
+from data_tools.captioners import captioner
+from data_tools.captions import caption_pictures
+from data_tools.errors import DataError
 from data_tools.images import Limits
-from data_tools.records import shown_name
+from data_tools.quarantine import move_aside
+from data_tools.records import LeftOut, shown_name
 from tests.data_tools.pictures import encoded, save
 
 LIMITS = Limits(seconds=20)
@@ -63,3 +69,41 @@ def test_a_table_of_another_name_beside_pictures_without_captions_is_named(tmp_p
     (tmp_path / "list.csv").rename(tmp_path / "metadata.csv")
     (record,) = scan(tmp_path).records
     assert record.captions[0].text == "a red square" and not scan(tmp_path).warnings
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.Caption", "a.png.Txt", "a.en.TXT", "a.JSON"])
+def test_the_ending_of_a_caption_file_may_be_written_in_any_case(tmp_path, scan, name):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_text('{"caption": "a red square"}' if name == "a.JSON" else "a red square")
+    report = scan(tmp_path)
+    assert report.records[0].caption == "a red square" and not report.warnings and not report.records[0].warnings
+
+
+def test_names_that_differ_before_the_ending_belong_to_different_pictures(tmp_path, scan):
+    for stem in ("a", "A"):
+        save(tmp_path / f"{stem}.png")
+    (tmp_path / "A.TXT").write_text("a large letter")
+    assert {record.path.name: record.caption for record in scan(tmp_path).records} == {"A.png": "a large letter", "a.png": None}
+
+
+def test_two_caption_files_that_differ_by_the_case_of_their_ending_are_an_error(tmp_path, scan):
+    save(tmp_path / "a.png")
+    for name in ("a.txt", "a.TXT"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(DataError, match="a.TXT and a.txt differ by the case") as refused:
+        scan(tmp_path)
+    assert refused.value.fix == "keep one of the two"
+    (tmp_path / "a.TXT").unlink()
+    assert scan(tmp_path).records[0].caption == "a.txt"
+
+
+def test_a_caption_file_with_a_large_ending_is_edited_rewritten_and_moved_as_it_is(tmp_path, scan):
+    save(tmp_path / "set" / "blue_disc.png")
+    (tmp_path / "set" / "blue_disc.TXT").write_text("a red square")
+    records = scan(tmp_path / "set").records
+    apply_edits(plan_edits(records, [prepend("look, ")]), tmp_path / "set")
+    assert (tmp_path / "set" / "blue_disc.TXT").read_text() == "look, a red square\n" and not not_in_files(records)
+    caption_pictures(scan(tmp_path / "set").records, captioner("file-name"), caption_prompt(), overwrite="all")
+    move_aside([LeftOut(tmp_path / "set" / "blue_disc.png", "unwanted", "duplicate")], tmp_path / "set", tmp_path / "aside")
+    assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.is_file()) == []
+    assert (tmp_path / "aside" / "blue_disc.TXT").read_text() == "blue disc\n"

@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter
+<<<<<<< HEAD
 from finetune.cli import main
 from finetune.cli.evaluate import _notes
+=======
+from finetune.cli.evaluate import _notes, _table
+>>>>>>> small
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
 from finetune.evaluation.prompts import EvaluationPrompt, read_prompts
@@ -126,6 +130,8 @@ def test_what_a_measure_does_not_speak_of_has_no_value_after_its_split_was_chang
     for split, measured in (("style", 1), ("unrelated", 0), ("style", 1)):
         told = compare(base, Comparison([replace(prompt, split=split)], subjects_of([]), measures=["structure_kept"], **SETTINGS), tmp_path)
         assert told["rows"][0]["prompts"] == measured
+        said = "too few prompts" if measured else "no prompt of its kind"
+        assert _table(told["rows"])[1].endswith(f"  {said}") and f'<td class="n">{said}</td>' in (tmp_path / "report.html").read_text()
 
 
 def test_same_prompt_and_seed_give_the_same_picture_whoever_draws_beside_it(done, base, adapters, tmp_path):

@@ -196,11 +196,11 @@ def test_every_measure_says_where_it_comes_from_and_which_way_is_better(name):
 
 
 def test_what_cannot_be_measured_is_listed_or_refused_by_name():
-    chosen, left_out = choose_measures(None, evidence([flat(RED)]))
+    chosen, left_out = choose_measures(None, evidence([flat(RED)]).at_hand)
     assert "structure_kept" in [measure.name for measure in chosen]
     assert "references" in left_out["palette"] and "--weights clip=FOLDER" in left_out["clip_text"]
     assert {measure.name for measure in chosen} | set(left_out) == set(BUILT_IN + WITH_WEIGHTS)
     with pytest.raises(BadInput, match="palette cannot be measured: no reference pictures"):
-        choose_measures(["palette"], evidence([flat(RED)]))
+        choose_measures(["palette"], evidence([flat(RED)]).at_hand)
     with pytest.raises(BadInput, match="no measure called 'fid'"):
-        choose_measures(["fid"], evidence([flat(RED)]))
+        choose_measures(["fid"], evidence([flat(RED)]).at_hand)

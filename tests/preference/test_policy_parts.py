@@ -17,7 +17,7 @@ from finetune.preference.pairs import Pair
 from finetune.preference.policy.denoiser import Denoiser, Draw
 from finetune.preference.policy.dpo import DiffusionDPO
 from finetune.preference.policy.drift import Check
-from finetune.preference.policy.finish import Finished, paired_interval
+from finetune.preference.policy.finish import Finished, paired_interval, reported_prompts
 from finetune.preference.policy.grpo import group_advantages
 from finetune.preference.policy.guard import Guard
 from finetune.preference.policy.methods import dealt
@@ -208,6 +208,12 @@ def test_every_picture_has_noise_of_its_own_and_a_group_begins_alike():
     assert len({tuple(noise.flatten().tolist()) for part in steps for noise in part}) == 12
 
 
+def test_the_reward_is_reported_on_prompts_that_chose_nothing_where_there_are_enough():
+    settings = build_settings({"method": "draft", "data": "x", "base": "mini", "reward": "measure:warmth", "check_prompts": 3})
+    many = [f"p{number}" for number in range(12)]
+    assert list(reported_prompts(settings, many[:8])) == many[3:6] and list(reported_prompts(settings, many[:7])) == many[:3]
+
+
 def test_a_gain_over_few_prompts_has_no_interval_and_says_so():
     """Two held-out prompts had an interval without width, at 95 %."""
     assert paired_interval(np.array([0.1, 0.1, 0.3, 0.3]), ["a", "a", "b", "b"]) is None
@@ -215,4 +221,7 @@ def test_a_gain_over_few_prompts_has_no_interval_and_says_so():
     assert low < 5.5 < high
     told = Finished(**dict.fromkeys(Finished.__dataclass_fields__) | {"reward_before": 0.1, "reward_after": 0.3}).gain_line()
     assert told == "0.100 before, 0.300 after (no interval: too few held-out prompts, or all gained alike)"
+    told = Finished(**dict.fromkeys(Finished.__dataclass_fields__) | {"reward_before": 0.1, "reward_after": 0.3, "gain_interval": (0.1, 0.3), "best_step": 20, "chosen_from": 4}).gain_line()
+    assert told == ("0.100 before, 0.300 after (gain +0.100 to +0.300, 95 %); the same prompts, on other seeds, chose step 20 of 4 checks, "
+                    "so prompts that chose nothing may gain less")
     assert paired_interval(np.full(8, 0.1), list("abcdefgh")) is None

@@ -19,7 +19,8 @@ from PIL import Image
 
 from data_tools.errors import BadInput
 from data_tools.progress import Progress
-from finetune.adapters.adapter_file import read_adapter
+from finetune.adapters import arithmetic
+from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
 from finetune.cli import main
@@ -102,6 +103,7 @@ def test_each_method_raises_the_reward_and_leaves_a_proven_adapter(finished, nam
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows if "kl" in row] == [2, 4]
     assert {"reward", "kl", "diversity", "drift", "out_of_range", "kl_steps"} <= set(rows[-1])
     report = (run / "report.html").read_text()
+    assert result.chosen_from == 2 and f"the same prompts, on other seeds, chose step {result.best_step} of 2 checks" in report
     assert "Reward on held-out prompts" in report and "sampler_steps = 4" in report and "Divergence from the base" in report and result.sheet.is_file()
     assert read_adapter(result.adapter).provenance["preference_method"] == method
 
@@ -180,6 +182,30 @@ def test_other_settings_are_refused_on_resume_and_a_run_is_not_overwritten(bases
         train_preference(settings, tmp_path / "run")
     with pytest.raises(RunFolderError, match="kl_weight"):
         train_preference(settings.model_copy(update={"kl_weight": 9.0}), tmp_path / "run", resume=True)
+
+
+def test_a_start_or_a_reward_that_holds_something_else_than_before_is_refused_on_resume(bases, rated, tmp_path):
+    """Their paths are the same; what was learned would be continued against another reference, or another judge."""
+    first = train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=2), tmp_path / "first")
+    start, part, whole = tmp_path / "start.safetensors", tmp_path / "part.json", tmp_path / "sum.json"
+    start.write_bytes(first.adapter.read_bytes())
+    part.write_text('{"v": 1, "kind": "measure", "measure": "warmth"}')
+    whole.write_text('{"v": 1, "kind": "sum", "parts": [{"weight": 1.0, "reward": "part.json"}, {"weight": 0.5, "reward": "measure:contrast"}]}')
+    settings = settings_for(bases, rated, "hunyuan_dit", "draft", steps=2, start=str(start), reward=f"1*{whole}+1*measure:warmth", witness=str(part))
+    train_preference(settings, tmp_path / "run")
+    more = settings.model_copy(update={"steps": 4})
+    write_adapter(start, arithmetic.rescale(read_adapter(start), 0.5))
+    with pytest.raises(RunFolderError, match=f"other contents of start {start}\n"):
+        train_preference(more, tmp_path / "run", resume=True)
+    start.write_bytes(first.adapter.read_bytes())
+    part.write_text('{"v": 1, "kind": "measure", "measure": "contrast"}')
+    with pytest.raises(RunFolderError, match="other contents of reward .*; witness "):
+        train_preference(more, tmp_path / "run", resume=True)
+    part.write_text('{"v": 1, "kind": "measure", "measure": "warmth"}')
+    assert train_preference(more, tmp_path / "run", resume=True).resumed_from == 2
+    start.unlink()
+    with pytest.raises(BadInput, match="cannot be read"):
+        train_preference(more, tmp_path / "run", resume=True)
 
 
 def test_several_processes_are_refused_before_anything_is_written(bases, rated, tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ from finetune.preference.pairs import Pair, preference_pairs
 from finetune.preference.rewards import fitting
 from finetune.preference.rewards.features import PixelFeatures, build_features
 from finetune.preference.rewards.fitting import calibration_error, fit_head
-from finetune.preference.rewards.measures import MEASURES, PLAIN, Measure, gram, warmth
+from finetune.preference.rewards.measures import PLAIN, Measure, gram, warmth
 from finetune.preference.rewards.preference_head import pixels_of, train_reward
-from finetune.preference.rewards.reward_files import check_reward, load_reward, witness_of
+from finetune.preference.rewards.references import KINDS, MEASURES, check_reward
+from finetune.preference.rewards.reward_files import BUILDERS, load_reward, witness_of
 from tests.preference.pictures import colour_folder, rate_all_pairs
 
 
@@ -291,3 +292,7 @@ def test_a_head_on_clip_features_comes_back_from_its_file(tiny_clip, tmp_path):
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(BrushworkError, match="CLIP or SigLIP"):
         build_features("clip", model=str(tmp_path))
+
+
+def test_the_names_that_are_checked_early_are_those_that_can_be_built():
+    assert set(KINDS) == set(BUILDERS) and set(MEASURES) == {*PLAIN, "palette", "style"}

@@ -164,6 +164,10 @@ def test_a_recipe_made_in_code_keeps_the_same_rules():
     (["objective.mean=0.5", "objective.timesteps=shifted"], "objective.mean", "logit_normal"),
     (["objective.std=0.5"], "objective.std", "logit_normal"),
     (["objective.gamma=1.0"], "objective.gamma", "min_snr"),
+    (["data.keep_tokens=2"], "data.keep_tokens", "caption_shuffle"),
+    (["data.regularisation_count=20"], "data.regularisation_count", "regularisation_prompt"),
+    (["tracking.project=styles"], "tracking.project", "tracking.trackers"),
+    (["tracking.run_name=first"], "tracking.run_name", "tracking.trackers"),
     (["training.lora_plus_ratio=16.0", "adapter.kind=lokr"], "training.lora_plus_ratio", "dora"),
 ])
 def test_a_setting_that_others_keep_from_being_read_is_refused_instead_of_ignored(given, key, fix):
@@ -171,6 +175,12 @@ def test_a_setting_that_others_keep_from_being_read_is_refused_instead_of_ignore
         load_recipe(MINI, given)
     problem, = refusal.value.problems
     assert key in problem.where and fix in problem.fix
+
+
+def test_settings_of_what_is_turned_on_are_let_through():
+    read = load_recipe(MINI, ["data.caption_shuffle=true", "data.keep_tokens=2", "data.regularisation_prompt=a dog", "data.regularisation_count=20",
+                              'tracking.trackers=["tensorboard"]', "tracking.project=styles", "tracking.run_name=first"])
+    assert (read.data.keep_tokens, read.data.regularisation_count, read.tracking.project, read.tracking.run_name) == (2, 20, "styles", "first")
 
 
 def test_settings_that_are_read_are_let_through():

@@ -141,8 +141,11 @@ def test_the_data_are_the_same_wherever_they_lie(tmp_path):
     assert here.data_hash == there.data_hash
 
 
-@pytest.mark.parametrize("changes, said", [({}, False), ({"data__unmasked_weight": 0.5}, True), ({"data__unmasked_weight": 0.5, "data__masked_loss": True}, False)])
-def test_a_weight_for_masked_places_is_said_to_change_nothing_where_masks_do_not_count(tmp_path, changes, said):
+@pytest.mark.parametrize("changes, said", [
+    ({}, None), ({"data__unmasked_weight": 0.5}, "unmasked_weight"), ({"data__unmasked_weight": 0.5, "data__masked_loss": True}, None),
+    ({"data__regularisation_weight": 0.5}, "regularisation_weight"), ({"data__regularisation_weight": 0.5, "data__regularisation_folder": "reg"}, None),
+])
+def test_a_weight_for_what_is_not_there_is_said_to_change_nothing(tmp_path, changes, said):
     class Listening(Progress):
         heard = ""
 
@@ -150,9 +153,12 @@ def test_a_weight_for_masked_places_is_said_to_change_nothing_where_masks_do_not
             self.heard += text
 
     progress = Listening()
+    if "data__regularisation_folder" in changes:
+        changes = changes | {"data__regularisation_folder": str(write_pictures(tmp_path / "reg", 1))}
     recipe = small_recipe("base", write_pictures(tmp_path / "main", 1), **changes)
     _say_what_was_found(build_training_set(recipe, HunyuanDiT.facts, progress), recipe, progress)
-    assert ("unmasked_weight changes nothing" in progress.heard) == said
+    heard = [word for word in ("unmasked_weight", "regularisation_weight") if f"{word} changes nothing: " in progress.heard]
+    assert heard == ([said] if said else [])
 
 
 def test_held_out_pictures_count_as_the_folder_that_they_lie_in(tmp_path):

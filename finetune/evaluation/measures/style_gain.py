@@ -11,7 +11,7 @@ PARTS = (palette, edges, base_style)
 
 def _distances(evidence: Evidence) -> np.ndarray:
     """(parts, n): each measure's distances of the pictures to the style."""
-    parts = [part for part in PARTS if part.MEASURE.missing(evidence) is None]
+    parts = [part for part in PARTS if part.MEASURE.missing(evidence.at_hand) is None]
     return np.stack([part.values(evidence) for part in parts])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 from finetune.evaluation.intervals import bootstrap_mean
 from finetune.evaluation.official.imported import ImportedResult
@@ -58,7 +59,7 @@ def read_results(path: Path | str, model: str) -> ImportedResult:
     try:
         lines = Path(path).read_text("utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path)) from None
+        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path), fix=meant_path(path, "give the file that the grader wrote")) from None
     names, scores, pictures = [], [], 0
     for line in lines:
         fields = [field.strip() for field in line.rsplit(",", PICTURES_PER_PROMPT + 1)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.atomic_files import write_text
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 from finetune.evaluation.intervals import bootstrap_mean
 from finetune.evaluation.official.imported import ImportedResult
@@ -41,7 +42,7 @@ def _lines(path: Path | str) -> list[str]:
     try:
         return Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}", where=str(path)) from None
+        raise BadInput(f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}", where=str(path), fix=meant_path(path, "give the benchmark's file, or the one that its grader wrote")) from None
 
 
 def prompts_of(metadata: Sequence[dict[str, Any]]) -> list[EvaluationPrompt]:

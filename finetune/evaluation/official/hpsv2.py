@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 from finetune.evaluation.intervals import bootstrap_mean
 from finetune.evaluation.official.imported import ImportedResult
@@ -51,7 +52,7 @@ def read_results(path: Path | str, model: str) -> ImportedResult:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
+        raise BadInput(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), fix=meant_path(path, "give the file that the grader wrote")) from None
     try:
         scores = np.array([float(row["score"]) for row in rows])
     except (KeyError, TypeError, ValueError):

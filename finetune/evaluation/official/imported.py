@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.atomic_files import write_text
+from data_tools.near_names import meant_path
 from finetune.errors import BadInput
 
 LARGEST = 1e300  # what JSON may hold and still is a number for everybody
@@ -62,7 +63,7 @@ def read_table(path: Path | str) -> list[ImportedResult]:
     try:
         data = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path)) from None
+        raise BadInput((error.strerror or "cannot be read").lower(), where=str(path), fix=meant_path(path, "give the file that the grader wrote")) from None
     except (ValueError, RecursionError):
         raise BadInput("is not JSON in UTF-8", where=str(path)) from None
     if not isinstance(data, list):

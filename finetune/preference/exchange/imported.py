@@ -14,6 +14,7 @@ from data_tools.atomic_files import write_bytes
 from data_tools.errors import BrushworkError, DataError
 from data_tools.images import decode, read_bytes
 
+from data_tools.near_names import meant_path
 from finetune.preference.candidate_folder import Candidate, CandidateFolder
 from finetune.preference.comparisons import ComparisonLog, Judgement
 
@@ -129,7 +130,7 @@ def _suffix(content: bytes) -> str:
 def read_json_list(path: Path) -> list[Any]:
     """The list in a JSON file. Raises DataError for anything else."""
     if not path.is_file():
-        raise DataError("no such file", where=str(path))
+        raise DataError("no such file", where=str(path), fix=meant_path(path, "give the file with the judgements"))
     if path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path.stat().st_size:,} bytes; the limit is {LARGEST_JSON:,}", where=str(path), fix="cut the file into parts")
     try:

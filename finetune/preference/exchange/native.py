@@ -13,6 +13,7 @@ from data_tools.atomic_files import write_bytes, write_text
 from data_tools.errors import BrushworkError, DataError
 from data_tools.images import decode, read_bytes
 
+from data_tools.near_names import meant_path
 from finetune.preference.candidate_folder import Candidate, CandidateFolder, candidate_from_record
 from finetune.preference.comparisons import Judgement, event_from_record
 from finetune.preference.exchange.imported import ImportReport
@@ -26,7 +27,7 @@ def import_native(folder: CandidateFolder, path: Path, pictures: Path | None = N
     Raises DataError for a file that is not in the native form, or that names pictures which are nowhere.
     """
     if not path.is_file():
-        raise DataError("no such file", where=str(path))
+        raise DataError("no such file", where=str(path), fix=meant_path(path, "give the file with the judgements"))
     report, lines = ImportReport("native"), Journal(path).read_new()
     beside = path.with_name("candidates.jsonl")
     described = Journal(beside).read_new() if beside != path and beside.is_file() else []

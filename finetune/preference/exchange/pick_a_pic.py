@@ -14,6 +14,7 @@ from typing import Any
 from data_tools.atomic_files import whole_file
 from data_tools.errors import DataError
 
+from data_tools.near_names import meant_path
 from finetune.preference.candidate_folder import CandidateFolder
 from finetune.preference.comparisons import Judgement
 from finetune.preference.exchange.imported import ForeignEntry, entry_place
@@ -30,7 +31,7 @@ def read_pick_a_pic(path: Path) -> Iterator[ForeignEntry]:
     import pyarrow.parquet as parquet
 
     if not path.is_file():
-        raise DataError("no such file", where=str(path))
+        raise DataError("no such file", where=str(path), fix=meant_path(path, "give the file with the judgements"))
     try:
         table = parquet.ParquetFile(path)
         missing = [name for name in NEEDED if name not in table.schema_arrow.names]

@@ -24,7 +24,7 @@ from finetune.preference.rewards.preference_head import pixels_of
 from finetune.preference.rewards.protocol import Reward
 from finetune.preference.rewards.reward_files import load_reward
 from finetune.randomness import generator
-from finetune.resampling import interval
+from finetune.resampling import FEWEST_PROMPTS, interval
 from finetune.sampling import PictureRequest, save_picture
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.run_folder import RunFolder
@@ -41,6 +41,7 @@ USUAL_STEPS, USUAL_GUIDANCE = 20, 5.0
 class Finished:
     """What `prefer train` tells. reward_before, reward_after: mean over held-out prompts, drawn as a user draws, by the
     base and by the adapter file as loaded back; gain_interval: of their paired difference, 95 % over prompts, None for too few or where all gained alike.
+    chosen_from: the number of checks from which those same prompts chose what was exported, 0 where they chose nothing.
     kl: of the exported adapter.  stopped: why the guard ended the run early, or None.  best_step: what was exported."""
 
     run: Path
@@ -54,6 +55,7 @@ class Finished:
     reward_before: float | None
     reward_after: float | None
     gain_interval: tuple[float, float] | None
+    chosen_from: int
     kl: float
     stopped: str | None
     best_step: int
@@ -64,9 +66,11 @@ class Finished:
         """What became of the reward, in words, with as much as the held-out prompts allow to say."""
         means = f"{self.reward_before:.3f} before, {self.reward_after:.3f} after"
         if self.gain_interval is None:
-            return f"{means} (no interval: too few held-out prompts, or all gained alike)"
-        low, high = self.gain_interval
-        return f"{means} (gain {low:+.3f} to {high:+.3f}, 95 %)"
+            said = f"{means} (no interval: too few held-out prompts, or all gained alike)"
+        else:
+            low, high = self.gain_interval
+            said = f"{means} (gain {low:+.3f} to {high:+.3f}, 95 %)"
+        return said + (f"; the same prompts, on other seeds, chose step {self.best_step} of {self.chosen_from} checks, so prompts that chose nothing may gain less" if self.chosen_from else "")
 
     def as_json(self) -> dict[str, Any]:
         """Keys as `train --json` has them, and those of preference."""
@@ -86,7 +90,8 @@ def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: Cand
     with whole_file(run.adapter_file) as temporary:
         shutil.copyfile(best_file(run), temporary)
     progress.say("loading the adapter file into a fresh base and checking it")
-    loaded, requests = LoadedBase(base), _requests(settings, folder, held_out, size)
+    prompts = reported_prompts(settings, held_out)
+    loaded, requests = LoadedBase(base), _requests(settings, folder, prompts, size)
     adapter = read_adapter(run.adapter_file, KEY_MAPS)
     if not adapter.text_encoders:
         loaded.conditionings = conditionings
@@ -101,7 +106,7 @@ def finish(settings: PreferenceSettings, run: RunFolder, base: Any, folder: Cand
     finished = Finished(
         run=run.path, adapter=run.adapter_file, steps=guard.history[-1].step, resumed_from=resumed_from, seconds=time.monotonic() - began,
         peak_memory_bytes=peak_memory_bytes(loaded.device), verified=verified, sheet=run.sheet, reward_before=_mean(rewards[0]), reward_after=_mean(rewards[1]),
-        gain_interval=_gain_interval(rewards, requests), kl=guard.best.kl, stopped=stopped, best_step=guard.best.step, held_out=tuple(held_out), left_out=tuple(left_out),
+        gain_interval=_gain_interval(rewards, requests), chosen_from=choices(guard, stopped) if set(prompts) & set(held_out[:settings.check_prompts]) else 0, kl=guard.best.kl, stopped=stopped, best_step=guard.best.step, held_out=tuple(held_out), left_out=tuple(left_out),
     )
     _write_result(run, finished, guard)
     return finished
@@ -121,13 +126,27 @@ def _verify(loaded: LoadedBase, file: Path, shape: Sequence[int], size: tuple[in
     return verify_adapter(file, loaded.transformer, run)
 
 
-def _requests(settings: PreferenceSettings, folder: CandidateFolder, held_out: Sequence[str], size: tuple[int, int]) -> list[PictureRequest]:
-    """Held-out prompts as the candidates were drawn, on seeds that no check has used."""
+def reported_prompts(settings: PreferenceSettings, held_out: Sequence[str]) -> Sequence[str]:
+    """What the reward is reported on: held-out prompts that no check has looked at, where there are enough for an interval; else
+    those of the checks. Few prompts are not divided further, since the guard needs them to see a fall of the witness."""
+    unseen = held_out[settings.check_prompts:]
+    return (unseen if len(unseen) >= FEWEST_PROMPTS else held_out)[:settings.check_prompts]
+
+
+def choices(guard: Guard, stopped: str | None) -> int:
+    """The number of healthy checks that were compared by their scores; 0 where there was nothing to choose from, or no score."""
+    healthy = guard.history[1:-1] if stopped else guard.history[1:]
+    has_scores = any(check.witness is not None or check.reward is not None for check in healthy)
+    return len(healthy) if has_scores and len(healthy) > 1 else 0
+
+
+def _requests(settings: PreferenceSettings, folder: CandidateFolder, prompts: Sequence[str], size: tuple[int, int]) -> list[PictureRequest]:
+    """The prompts as the candidates were drawn, on seeds that no check has used."""
     first = next(iter(folder.candidates().values()))
     steps, guidance = first.steps or USUAL_STEPS, USUAL_GUIDANCE if first.guidance is None else first.guidance
     return [
         PictureRequest(prompt, 10_000 + number, *size, steps, guidance, first.negative)
-        for prompt in held_out[:settings.check_prompts] for number in range(settings.check_seeds)
+        for prompt in prompts for number in range(settings.check_seeds)
     ]
 
 

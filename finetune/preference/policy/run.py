@@ -22,6 +22,7 @@ from finetune.objectives import LossWeighting, Objective
 from finetune.preference.candidate_folder import CandidateFolder
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.pairs import preference_pairs
+from finetune.preference.policy.contents import changed_contents, dump_started
 from finetune.preference.policy.denoiser import Denoiser
 from finetune.preference.policy.direct import DirectGradient
 from finetune.preference.policy.dpo import DiffusionDPO
@@ -32,7 +33,7 @@ from finetune.preference.policy.guard import Guard
 from finetune.preference.policy.methods import Method
 from finetune.preference.policy.paths import path_for
 from finetune.preference.policy.pictures import encode_pairs
-from finetune.preference.policy.settings import PreferenceSettings, dump_settings, read_settings, settings_file
+from finetune.preference.policy.settings import PreferenceSettings, read_settings, settings_file
 from finetune.preference.policy.state import TrainedModel, restore_checkpoint, save_checkpoint
 from finetune.preference.rewards.protocol import Reward
 from finetune.preference.rewards.reward_files import load_reward, witness_of
@@ -109,6 +110,8 @@ def _check_folder(run: RunFolder, settings: PreferenceSettings, resume: bool) ->
     changes = settings.differences(read_settings(settings_file(run)))
     if changes:
         raise RunFolderError("the run was started with other settings: " + "; ".join(changes), where=str(run.path), fix="set them back, or start a new run with --out")
+    if changed := changed_contents(settings, settings_file(run)):
+        raise RunFolderError("the run was started with other contents of " + "; ".join(changed), where=str(run.path), fix="put the file back, or start a new run with --out")
     check_steps(run, settings.steps, "--steps")
 
 
@@ -134,7 +137,7 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     if settings.method == "dpo" and not pairs[0]:
         raise DataError("there are no comparisons of training prompts to learn from", where=settings.data, fix="rate some pairs first: brushwork prefer rate")
     model = _inject(settings, loaded, accelerator)
-    write_text(settings_file(run), dump_settings(settings))
+    write_text(settings_file(run), dump_started(settings))
     denoiser = _denoiser(settings, folder, loaded, objective)
     progress.say(f"{len(train_prompts)} prompts to learn from, {len(held_out)} held out; drawing the base's pictures for the checks")
     meter = DriftMeter(denoiser, held_out[:settings.check_prompts], settings.check_seeds, settings.noise, reward, witness)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from data_tools.errors import BadInput
+from data_tools.near_names import nearest
 from finetune.errors import RecipeError
 from finetune.recipe_settings import Section, setting
 from finetune.training.run_folder import RunFolder
@@ -56,7 +57,7 @@ class PreferenceSettings(Section):
     held_out: float = setting(0.25, "Share of prompts kept for checks.", "share", gt=0, lt=1)
     check_every: int = setting(10, "Steps between checks on held-out prompts.", "steps", ge=1)
     check_seeds: int = setting(4, "Pictures a held-out prompt in a check.", "pictures", ge=2, le=256)
-    check_prompts: int = setting(16, "Most held-out prompts in a check.", "prompts", ge=1, le=4096)
+    check_prompts: int = setting(16, "Most held-out prompts in a check. Where at least 5 more are held out, the reward is reported on those, which chose nothing.", "prompts", ge=1, le=4096)
     max_kl: float = setting(30.0, "Most divergence from the base along the path; beyond it the run stops.", "nats per picture", gt=0)
     min_diversity: float = setting(0.8, "Least variety within a prompt, relative to the base.", "share", ge=0, le=1)
     max_drift: float = setting(1.25, "Most loss on the base's own pictures, relative to the base's.", "factor", ge=1)
@@ -101,12 +102,10 @@ def _value(text: str) -> Any:
 
 
 def _problem(detail: Any) -> BadInput:
-    import difflib
-
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, PreferenceSettings.model_fields, n=1)
-        return BadInput("there is no such setting", where=name, fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(PreferenceSettings.model_fields)}")
+        near = nearest(name, PreferenceSettings.model_fields)
+        return BadInput("there is no such setting", where=name, fix=f"did you mean {near}?" if near else f"known: {', '.join(PreferenceSettings.model_fields)}")
     meaning = PreferenceSettings.model_fields[name].description if name in PreferenceSettings.model_fields else None
     return BadInput(f"{detail['msg'][:1].lower()}{detail['msg'][1:]}", where=name, fix=meaning)
 

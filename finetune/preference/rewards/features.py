@@ -14,9 +14,9 @@ from data_tools.errors import BadInput
 from finetune.adapters.attach import bypassed
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.rewards import measures
+from finetune.preference.rewards.references import check_features
 from finetune.randomness import generator
 
-FEATURE_KINDS = ("pixels", "latents", "dit", "clip")
 
 
 class Features(Protocol):
@@ -141,15 +141,10 @@ class ClipFeatures:
 
 def build_features(kind: str, *, base: str | LoadedBase | None = None, revision: str | None = None, model: str | None = None) -> Features:
     """Features by kind. Raises BadInput where the kind is unknown or what it needs is not named."""
+    check_features(kind, base=base if base is None or isinstance(base, str) else base.base.identifier, model=model)
     if kind == "pixels":
         return PixelFeatures()
     if kind == "clip":
-        if not model:
-            raise BadInput("the CLIP or SigLIP model is not named", where="--clip", fix="--clip FOLDER, or a Hub id such as google/siglip2-base-patch16-224")
         return ClipFeatures(model, revision)
-    if kind not in FEATURE_KINDS:
-        raise BadInput(f"features {kind!r} are not one of {', '.join(FEATURE_KINDS)}", where="--features")
-    if base is None:
-        raise BadInput("the base model is not named", where="--base", fix="--base mini, a folder or a Hub id")
     loaded = base if isinstance(base, LoadedBase) else LoadedBase.named(base, revision)
     return LatentFeatures(loaded) if kind == "latents" else TransformerFeatures(loaded)

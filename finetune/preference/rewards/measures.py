@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools.errors import BadInput
+from finetune.preference.rewards.references import check_measure
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -77,7 +78,6 @@ def style_distance(pixels: Tensor, target: Tensor) -> Tensor:
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "brightness": brightness, "contrast": contrast, "saturation": saturation, "sharpness": sharpness, "warmth": warmth, "clean_border": clean_border,
 }
-MEASURES = (*PLAIN, "palette", "style")
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,7 @@ class Measure:
     differentiable: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in MEASURES:
-            raise BadInput(f"the measure {self.name!r} is not one of {', '.join(MEASURES)}", where="reward")
-        if self.name == "palette" and not self.settings.get("colours"):
-            raise BadInput("the palette measure needs its colours", where="reward", fix='"settings": {"colours": ["#d04a2b", "#f2e6d0"]}')
-        if self.name == "style" and len(self.settings.get("gram", ())) != 45:
-            raise BadInput("the style measure needs the 45 numbers of its style", where="reward")
+        check_measure(self.name, self.settings)
 
     def score(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         if self.name == "palette":

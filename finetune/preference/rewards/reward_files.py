@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.errors import BadInput, DataError
+from data_tools.errors import DataError
 
 from finetune.preference.loaded_base import LoadedBase
 from finetune.preference.rewards.features import build_features
 from finetune.preference.rewards.measures import Measure
 from finetune.preference.rewards.preference_head import PreferenceHead
 from finetune.preference.rewards.protocol import Reward
-from finetune.preference.rewards.ready_made import READY_MADE, ready_made
+from finetune.preference.rewards.ready_made import ready_made
+from finetune.preference.rewards.references import json_of, part_place, read_description, weighted_terms
 
 HEAD_TENSORS = ("mean", "scale", "directions", "weights", "offset")
 
@@ -74,60 +73,16 @@ def load_reward(reference: str | Path, base: LoadedBase | None = None, *, part: 
         return _build(description, Path(), base, part, name)
     if name.startswith("measure:"):
         return Measure(name.removeprefix("measure:"))
-    path = _json_of(Path(reference))
-    return _build(_read(path), path, base, part, str(path))
-
-
-def _json_of(path: Path) -> Path:
-    return path.with_suffix(".json") if path.suffix == ".safetensors" else path
-
-
-def weighted_terms(text: str) -> list[tuple[float, str]] | None:
-    """(weight, reference) of each term of WEIGHT*REFERENCE+WEIGHT*REFERENCE; None for a reference without weights."""
-    if "*" not in text:
-        return None
-    terms = []
-    for term in text.split("+"):
-        weight, times, reference = term.strip().partition("*")
-        try:
-            terms.append((float(weight), reference.strip()))
-        except ValueError:
-            times = ""
-        if not times or not terms[-1][1] or not math.isfinite(terms[-1][0]):
-            raise BadInput(f"{term.strip()!r} is not WEIGHT*REWARD", where="--reward", fix="write several rewards as 0.7*reward.safetensors+0.3*measure:warmth")
-    return terms
-
-
-def check_reward(reference: str | Path) -> None:
-    """Say at once what is wrong with a reference, before pictures are drawn for it. Reads no weights. Raises as `load_reward`."""
-    name = str(reference)
-    if (terms := weighted_terms(name)) is not None:
-        for _, term in terms:
-            check_reward(term)
-    elif name.startswith("measure:"):
-        Measure(name.removeprefix("measure:"))
-    elif ready_made(name) is None:
-        _read(_json_of(Path(reference)))
+    path = json_of(Path(reference))
+    return _build(read_description(path), path, base, part, str(path))
 
 
 def witness_of(reference: str | Path, base: LoadedBase | None = None) -> Reward | None:
     """The second head of a preference file, or None where the reward has none."""
     path = Path(reference).with_suffix(".json")
-    if not path.is_file() or _read(path).get("kind") != "preference_head":
+    if not path.is_file() or read_description(path).get("kind") != "preference_head":
         return None
     return load_reward(reference, base, part="witness")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError("no such reward file", where=str(path), fix=f"make one with `brushwork prefer reward`, or use {', '.join(READY_MADE)} (with :FOLDER for weights at hand) or measure:NAME") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"not a reward file ({type(error).__name__})", where=str(path), fix="give the .json or .safetensors that `brushwork prefer reward` wrote") from None
-    if not isinstance(description, dict) or description.get("v") != 1 or description.get("kind") not in BUILDERS:
-        raise DataError(f"not a reward file: it needs \"v\": 1 and a kind of {', '.join(BUILDERS)}", where=str(path))
-    return description
 
 
 def _build(description: dict[str, Any], path: Path, base: LoadedBase | None, part: str, where: str) -> Reward:
@@ -155,17 +110,11 @@ def _sum(description: dict[str, Any], path: Path, base: LoadedBase | None, part:
     parts = []
     for entry in description["parts"]:
         reference = entry.get("reward")
-        reward = _build(entry, path, base, part, str(path)) if reference is None else load_reward(_beside(path, reference), base, part=part)
+        reward = _build(entry, path, base, part, str(path)) if reference is None else load_reward(part_place(path, reference), base, part=part)
         parts.append((reward, float(entry["weight"])))
     if not parts:
         raise ValueError("`parts` is empty")
     return WeightedSum(parts, path.stem)
-
-
-def _beside(path: Path, reference: str) -> str | Path:
-    if reference.partition(":")[0] in (*READY_MADE, "measure"):
-        return reference
-    return path.parent / reference
 
 
 def _preference_head(description: dict[str, Any], path: Path, base: LoadedBase | None, part: str) -> Reward:
