@@ -19,6 +19,7 @@ GIB = 2**30
 
 # Optional packages and what a user gets from each. Nothing of these is needed for training.
 OPTIONAL = {
+    "deepspeed": "the base divided over cards by ZeRO-3 (extra `deepspeed`)",
     "hypothesis": "property tests (extra `test`)",
     "import-linter": "the test of the layers (extra `test`)",
     "pytest": "running the tests (extra `test`)",

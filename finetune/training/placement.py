@@ -101,7 +101,7 @@ def load_held(base: BaseModel, hold: Hold, device: torch.device, cache_folder: P
     Weights come straight from the mapped file, tensor by tensor: never twice in memory.
     """
     if device.type == "cpu":
-        keep_freed_memory(memory_is_short(hold))
+        keep_freed_memory(stay or memory_is_short(hold))
     parts = frozenset({"transformer", "vae"} if draws else {"transformer"})
     if hold.storage == hold.compute:
         pipeline = base.family.load(base.folder, parts, hold.compute)

@@ -19,7 +19,7 @@ def weight_copies(recipe: Recipe, adapter_bytes: int, held_out: int) -> dict[str
 
 def divided_note(sharding: Sharding, whole_bytes: float) -> str:
     """What a reader must know of a base that is divided."""
-    return (f"memory of each of {sharding.processes} processes, between which the base is divided (accelerate/fsdp.yaml); before it is divided each has all of it in "
+    return (f"memory of each of {sharding.processes} processes, between which the base is divided ({sharding.by}); before it is divided each has all of it in "
             f"host memory, {whole_bytes / 2**30:.1f} GiB, and the main one proves the adapter on a base that is streamed")
 
 

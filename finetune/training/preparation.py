@@ -30,7 +30,7 @@ from finetune.training.resume import check_continuation
 from finetune.training.quantiser_library import require_kernels
 from finetune.training.run_folder import RunFolder
 from finetune.training.samples import SamplePlan, plan_samples
-from finetune.training.sharding import Sharding, check_launch, wanted_sharding
+from finetune.training.sharding import Sharding, check_launch, wanted_sharding, without_engine
 from finetune.training.text_training import check_trainable
 from finetune.training.thoughts import shown_thoughts
 from finetune.training.token_training import with_tokens
@@ -85,7 +85,8 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> tuple[Accelerator, Preci
     mixed = "no" if precision.name == "fp32" else precision.name
     # The library keeps one state a process; an earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)], **accelerator_arguments(recipe, run))
+    with without_engine():
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)], **accelerator_arguments(recipe, run))
     if recipe.training.gradient_noise and recipe.training.accumulation * accelerator.num_processes < 2:
         raise BadInput("the gradient noise is measured between micro-batches, and a step has only one", where="training.gradient_noise", fix="set training.accumulation to 2 or more")
     return accelerator, precision

@@ -131,7 +131,7 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
     if prepared.sharding is not None:
         kept = shard_base(pipeline.transformer, prepared.sharding, prepared.accelerator.device)
-        progress.say(f"the base is divided over {prepared.sharding.processes} processes: {kept:,} numbers in this one")
+        progress.say(f"the base is divided over {prepared.sharding.processes} processes by {prepared.sharding.by}: {kept:,} numbers in this one")
     return pipeline
 
 

@@ -1,5 +1,5 @@
 """`accelerate launch` with two processes over gloo: the same steps, one cache, one run folder; the base whole, or divided (the long
-form: what dividing does to a family is in `test_sharding.py`)."""
+form: what dividing does to a family is in `test_sharding.py`), by DeepSpeed with `pytest -m deepspeed`."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).parents[2]
 # Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever --num_processes says.
 PLAIN = ["--main_process_port", "0", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-DIVIDED = ["--main_process_port", "0", "--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp.yaml")]
+HOW = {"whole": PLAIN} | {name: ["--main_process_port", "0", "--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")] for name in ("fsdp", "deepspeed")}
 
 
 def launch(how, base, pictures, folder):
@@ -50,10 +50,12 @@ def alone(tiny_base, eight_pictures, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["whole", pytest.param("divided", marks=pytest.mark.thorough)])
+@pytest.fixture(scope="module", params=["whole", pytest.param("fsdp", marks=pytest.mark.thorough), pytest.param("deepspeed", marks=pytest.mark.deepspeed)])
 def launched(request, tiny_base, eight_pictures, tmp_path_factory):
+    if request.param == "deepspeed":
+        pytest.importorskip("deepspeed", reason="pip install -c constraints.txt -e '.[test,deepspeed]'")
     folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, launch(DIVIDED if request.param == "divided" else PLAIN, tiny_base, eight_pictures, folder)
+    return request.param, folder, launch(HOW[request.param], tiny_base, eight_pictures, folder)
 
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_accumulation(launched, alone):
@@ -80,7 +82,7 @@ def test_only_the_main_process_draws_writes_and_proves(launched):
     how, folder, (main, other) = launched
     assert main["result"] and not other["result"]
     # A divided base computes only when both do.
-    assert ("drawing" in other["phases"]) == (how == "divided")
+    assert ("drawing" in other["phases"]) == (how != "whole")
     assert sorted(path.name for path in (folder / "unbroken" / "samples").iterdir()) == [f"step-{step:06d}-00.png" for step in (0, 3, 6)]
     assert (folder / "unbroken" / "before_after.png").is_file()
     assert json.loads((folder / "unbroken" / "result.json").read_text())["verified"]["baked_equals_attached"]
@@ -97,22 +99,26 @@ def test_both_stop_when_one_is_told_to_and_the_resumed_run_ends_bit_identical(la
 
 def test_each_process_keeps_its_piece_of_a_divided_base(launched, tiny_base):
     how, _, reports = launched
-    kept = [int(found[1].replace(",", "")) for report in reports for line in report["said"] if (found := re.search(r"2 processes: ([\d,]+) numbers", line))]
+    kept = [int(found[1].replace(",", "")) for report in reports for line in report["said"] if (found := re.search(r"2 processes by \S+: ([\d,]+) numbers", line))]
     if how == "whole":
         assert kept == []
         return
-    weights = sum(tensor.numel() for tensor in load_file(next((tiny_base / "transformer").glob("*.safetensors"))).values())
-    assert sum(kept) >= weights and max(kept) < 0.6 * weights
+    sizes = {name: tensor.numel() for name, tensor in load_file(next((tiny_base / "transformer").glob("*.safetensors"))).items()}
+    # DeepSpeed is given the blocks alone.
+    whole = sum(size for name, size in sizes.items() if how == "deepspeed" and not re.match(r"\w+\.\d+\.", name))
+    divided = sum(sizes.values()) - whole
+    assert sum(kept) >= divided + 2 * whole and max(kept) < 0.6 * divided + whole and divided > 0.5 * sum(sizes.values())
+    assert any(f"by {'FSDP2' if how == 'fsdp' else 'ZeRO-3'}" in line for line in reports[0]["said"])
 
 
 def test_the_shipped_configuration_is_where_the_messages_say():
-    assert (shelf_folder() / sharding.CONFIGURATION).is_file()
+    assert all((shelf_folder() / path).is_file() for path in (sharding.CONFIGURATION, sharding.DEEPSPEED_CONFIGURATION))
 
 
-@pytest.mark.parametrize(("asked", "version", "message"), [("DEEPSPEED", "2", "ZeRO"), ("FSDP", "1", "flattens")])
-def test_ways_of_starting_that_would_not_do_what_they_promise_are_refused(monkeypatch, tiny_base, eight_pictures, tmp_path, asked, version, message):
+@pytest.mark.parametrize(("asked", "message", "configuration"), [("DEEPSPEED", "ZeRO-2", "deepspeed.yaml"), ("FSDP", "flattens", "fsdp.yaml")])
+def test_ways_of_starting_that_would_not_do_what_they_promise_are_refused(monkeypatch, tiny_base, eight_pictures, tmp_path, asked, message, configuration):
     monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
-    monkeypatch.setenv("FSDP_VERSION", version)
+    monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(BadInput, match=message) as refusal:
         train(recipe_of(tiny_base, eight_pictures), tmp_path / "run", cache_folder=tmp_path / "cache")
-    assert "fsdp.yaml" in refusal.value.fix and not (tmp_path / "run").exists()
+    assert configuration in refusal.value.fix and not (tmp_path / "run").exists()

@@ -45,7 +45,7 @@ from finetune.training.quantiser_library import require_kernels
 from finetune.training.resume import check_steps, find_checkpoint
 from finetune.training.run_folder import RunFolder
 from finetune.training.step import StepNumbers, optimizer_step
-from finetune.training.sharding import check_launch
+from finetune.training.sharding import check_launch, without_engine
 from finetune.training.stop_signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def _prepare(settings: PreferenceSettings, run: RunFolder, progress: Progress) -
     loaded.encode([*train_prompts.values(), *held_out, ""])
     # The library keeps one state a process; an earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision="no" if loaded.precision.name == "fp32" else loaded.precision.name, cpu=loaded.device.type == "cpu")
+    with without_engine():
+        accelerator = Accelerator(mixed_precision="no" if loaded.precision.name == "fp32" else loaded.precision.name, cpu=loaded.device.type == "cpu")
     reward = load_reward(settings.reward, loaded) if settings.reward else None
     _check_differentiable(settings, reward)
     witness = load_reward(settings.witness, loaded) if settings.witness else witness_of(settings.reward, loaded) if settings.reward else None
