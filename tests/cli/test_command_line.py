@@ -52,7 +52,9 @@ def test_a_ctrl_c_before_anything_can_be_said_leaves_no_traceback(tmp_path):
     """Here while the command's own modules are imported."""
     slow = tmp_path / "typer.py"
     slow.write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
-    program = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.cli import main\nmain(['recipe', 'list'])\n"
+    # Whoever starts the tests in the background has them ignore the signal.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program = f"import sys\n{heard}sys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.cli import main\nmain(['recipe', 'list'])\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 

@@ -11,12 +11,8 @@ import pytest
 from PIL import Image
 
 from finetune.adapters.adapter_file import read_adapter
-<<<<<<< HEAD
 from finetune.cli import main
-from finetune.cli.evaluate import _notes
-=======
 from finetune.cli.evaluate import _notes, _table
->>>>>>> small
 from finetune.errors import BadInput
 from finetune.evaluation.compare import Comparison, compare
 from finetune.evaluation.prompts import EvaluationPrompt, read_prompts
