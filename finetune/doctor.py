@@ -15,7 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from finetune.processor import multiplies_bf16
+
 GIB = 2**30
+CPU_BF16 = {True: "fast (fp32 is taken unless training.precision is bf16)", False: "slow (fp32 is taken)", None: "not known"}
 
 # Optional packages and what a user gets from each. Nothing of these is needed for training.
 OPTIONAL = {
@@ -101,7 +104,7 @@ def _imports(package: str) -> bool:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    yield Finding("devices", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 {_cpu_bf16()}")
+    yield Finding("devices", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 {CPU_BF16[multiplies_bf16()]}")
     if not torch.cuda.is_available():
         yield Finding("devices", "gpu", "none that torch can use: the embedded model trains in minutes on a CPU, larger ones need a GPU")
         return
@@ -110,15 +113,6 @@ def _devices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16 only"
         yield Finding("devices", f"gpu {index}", f"{facts.name}, {total / GIB:.1f} GiB ({free / GIB:.1f} free), compute {facts.major}.{facts.minor}, {bf16}")
-
-
-def _cpu_bf16() -> str:
-    """Whether 16-bit products are fast here, from what the kernel says of the processor."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "not known"
-    return "fast" if "avx512_bf16" in flags or "amx_bf16" in flags else "slow (fp32 is taken)"
 
 
 def _memory_and_disk() -> Iterator[Finding]:

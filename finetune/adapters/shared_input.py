@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from finetune.adapters.products import input_gradient, product
 
 # peft's layers with an ordinary LoRA beside a linear one, by what holds the base's weight.
 LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
@@ -45,8 +46,7 @@ class _SharedInput(torch.autograd.Function):
         low, ups = x.mm(down.t()), [layer.b.to(x.dtype) for layer in layers]
         outputs = []
         for layer, part, up in zip(layers, low.split([len(layer.a) for layer in layers], dim=1), ups, strict=True):
-            weight = layer.weight(x.dtype, x.device).t()
-            output = x.mm(weight) if layer.bias is None else torch.addmm(layer.bias.to(x.dtype), x, weight)
+            output = product(x, layer.weight(x.dtype, x.device), None if layer.bias is None else layer.bias.to(x.dtype))
             outputs.append(output.addmm_(part, up.t(), alpha=layer.scale))
         ctx.save_for_backward(x, low, down, *ups)
         ctx.ranks, ctx.layers = [len(layer.a) for layer in layers], [(layer.weight, layer.scale) for layer in layers]
@@ -67,8 +67,7 @@ class _SharedInput(torch.autograd.Function):
             found.append(torch.empty_like(up).addmm_(gradient.t(), part, beta=0, alpha=scale))
             part_gradient.addmm_(gradient, up, beta=0, alpha=scale)
             if ctx.needs_input_grad[0]:
-                weight = weight_in(x.dtype, x.device)
-                x_gradient = gradient.mm(weight) if x_gradient is None else x_gradient.addmm_(gradient, weight)
+                x_gradient = input_gradient(gradient, weight_in(x.dtype, x.device), onto=x_gradient)
         if x_gradient is not None:
             x_gradient.addmm_(low_gradient, down)
         downs = low_gradient.t().mm(x).split(ctx.ranks)

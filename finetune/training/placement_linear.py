@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.adapters.products import input_gradient, product
 from finetune.families.mapped_pages import release_pages
 
 
@@ -39,13 +39,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, expand: Callable[[torch.dtype, torch.device], Tensor]) -> Tensor:
         ctx.expand = expand
-        return F.linear(x, expand(x.dtype, x.device), bias)
+        return product(x, expand(x.dtype, x.device), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return gradient.matmul(ctx.expand(gradient.dtype, gradient.device)), None, None
+        return input_gradient(gradient, ctx.expand(gradient.dtype, gradient.device)), None, None
 
 
 def multiply(x: Tensor, bias: Tensor | None, expand: Callable[[torch.dtype, torch.device], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from finetune.adapters.products import product
 from finetune.families.protocol import ModelShape
 from finetune.training.placement import Hold
 from finetune.training.placement_nf4 import expand_nf4
@@ -101,8 +102,8 @@ def probe_speed(shape: ModelShape, tokens: int, device: torch.device, dtype: tor
     """Measure, with products and attention of the model's own size. tokens: of one batch."""
     probe = _Probe(device)
     rows, inside = min(max(tokens, 256), 4096), min(max(tokens, 64), MOST_TOKENS)
-    left, right = (torch.ones(*size, dtype=dtype, device=device) for size in ((rows, shape.hidden_size), (shape.hidden_size, shape.feed_forward_size)))
-    products = 2 * rows * right.numel() / probe.seconds(lambda: left @ right)
+    left, right = (torch.ones(*size, dtype=dtype, device=device) for size in ((rows, shape.hidden_size), (shape.feed_forward_size, shape.hidden_size)))
+    products = 2 * rows * right.numel() / probe.seconds(lambda: product(left, right))
     query = torch.ones(1, shape.heads, inside, shape.hidden_size // shape.heads, dtype=dtype, device=device, requires_grad=True)
 
     def attention() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from data_tools.progress import Progress
 from data_tools.scan import LeftOut
+from finetune.adapters.products import take_faster_products
 from finetune.families.mapped_pages import trim_heap
 from finetune.objectives import LossWeighting, TimestepSampling, with_guidance
 from finetune.recipe import Recipe
@@ -129,6 +130,7 @@ def _load_transformer(prepared: Prepared, progress: Progress) -> Any:
     targets = resolve_targets(family.facts, recipe.adapter.targets)
     inject_adapter(pipeline.transformer, targets, adapter_size(recipe), seed=recipe.training.seed)
     family.prepare(pipeline.transformer, prepared.checkpointed_blocks)
+    take_faster_products(pipeline.transformer)
     if prepared.sharding is not None:
         kept = shard_base(pipeline.transformer, prepared.sharding, prepared.accelerator.device)
         progress.say(f"the base is divided over {prepared.sharding.processes} processes by {prepared.sharding.by}: {kept:,} numbers in this one")

@@ -183,6 +183,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase, accelerator: Accel
     """LoRA on the base; an adapter to start from is baked in first, so that it is part of the reference."""
     from finetune.adapters.attach import attach, bake
     from finetune.adapters.lora import inject_lora, lora_parameters
+    from finetune.adapters.products import take_faster_products
     from finetune.families.targets import resolve_targets
 
     for start, weight in loaded.worn:
@@ -191,6 +192,7 @@ def _inject(settings: PreferenceSettings, loaded: LoadedBase, accelerator: Accel
     targets = resolve_targets(loaded.family.facts, settings.targets)
     inject_lora(loaded.transformer, targets, settings.rank, seed=settings.seed)
     loaded.family.prepare(loaded.transformer, 0)
+    take_faster_products(loaded.transformer)
     # Dropout would make the same transition improbable the second time it is looked at.
     loaded.transformer.eval()
     named = lora_parameters(loaded.transformer)
