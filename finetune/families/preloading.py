@@ -17,6 +17,7 @@ from finetune.deferred_imports import COMPILER, defer_compiler, defer_formulas, 
 from finetune.errors import BaseModelError
 from finetune.families.model_index import component_slots, read_model_index
 from finetune.library_lists import distributions_when_asked, load_parts_by_name, models_read_once
+from finetune.shape_caches import bound_shape_caches
 
 # In the order in which a run needs them. peft.helpers is where diffusers would meet bitsandbytes later.
 NEEDED_LATE = ("peft", "peft.helpers", "diffusers.schedulers.scheduling_utils")
@@ -78,6 +79,7 @@ def import_libraries(base: Path) -> None:
     Libraries load others that happen to be installed, and models that nobody will use: half of the time and 200 MiB. peft looks
     again when it meets a quantised layer; what encoding and drawing need of transformers comes with their pipeline.
     """
+    bound_shape_caches()
     if not all(name in sys.modules for name in NEEDED_LATE):
         _import_leanly(base)
         cycle_collection.resume()
