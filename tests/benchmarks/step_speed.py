@@ -85,6 +85,7 @@ def our_steps(size: dict, steps: int):
     from accelerate import Accelerator
 
     from finetune.adapters.lora import inject_lora, lora_parameters
+    from finetune.adapters.products import take_faster_products
     from finetune.families.protocol import Conditioning, PictureGeometry
     from finetune.families.registry import family
     from finetune.objectives import NoiseLevel
@@ -96,6 +97,7 @@ def our_steps(size: dict, steps: int):
     dit, model = family("hunyuan_dit"), build(size)
     inject_lora(model, dit.facts.targets["attention"], RANK, seed=0)
     dit.prepare(model, 0)
+    take_faster_products(model)
     parameters = [parameter for _, parameter in lora_parameters(model)]
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(build_optimizer("adamw", parameters, 1e-4, 0.0))
