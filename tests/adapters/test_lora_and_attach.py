@@ -228,6 +228,23 @@ def test_verify_does_not_take_a_layer_that_is_not_used_for_one_that_learned_litt
         verify_adapter(path, Unused().bfloat16().eval(), lambda model: model(torch.ones(4, 64, dtype=torch.bfloat16)))
 
 
+def test_verify_does_not_take_what_overflows_for_an_effect(tmp_path):
+    class Shut(torch.nn.Module):
+        """What its layer says is multiplied by zero, which an infinity would turn into NaN."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 64, bias=False)
+            self.register_buffer("gate", torch.zeros(1))
+
+        def forward(self, x):
+            return x * 2 + self.gate * self.layer(x)
+
+    path = file_for(Shut(), tmp_path / "a.safetensors", 0.5)
+    with pytest.raises(VerifyError, match="no effect"):
+        verify_adapter(path, Shut().half().eval(), lambda model: model(torch.full((4, 64), 50.0, dtype=torch.float16)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_verify_does_not_take_rounding_for_learning(tmp_path, dtype):
     """As a PiSSA is written that has not learned: its start twice, with opposite signs. Loud enough, the rounding of that shows."""
