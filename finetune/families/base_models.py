@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.model_places import ask_once
-from data_tools.near_names import nearest, nearest_path
+from data_tools.near_names import meant_path, nearest, nearest_path
 from finetune.errors import BaseModelError
 from finetune.families import hunyuan_image_3, registry
 from finetune.families.licences import APACHE
@@ -64,8 +64,12 @@ def _local_folder(base: str) -> Path | None:
         from finetune.mini_base import weights_folder
 
         return Path(weights_folder())
-    if Path(base).expanduser().is_dir():
-        return Path(base).expanduser()
+    try:
+        here = Path(base).expanduser()
+        if here.is_dir():
+            return here
+    except (OSError, RuntimeError, ValueError):
+        pass  # longer than a name can be, or in the home of nobody: no folder, and what else it could be is looked at below
     if hunyuan_image_3.is_hunyuan_image_3(base):
         raise hunyuan_image_3.refusal(base)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and " " not in base:
@@ -139,8 +143,8 @@ def _weights(files: list[str]) -> list[str]:
 def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseModel:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError,
-        RevisionNotFoundError,
+        EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled,
+        RepositoryNotFoundError, RevisionNotFoundError,
     )
 
     where = f"{base}@{revision}" if revision else base
@@ -154,6 +158,8 @@ def _from_hub(base: str, revision: str | None, parts: frozenset[str]) -> BaseMod
         except (OfflineModeIsEnabled, OSError):
             listing = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         folder = Path(snapshot_download(base, revision=revision, allow_patterns=needed_files(index, parts, listing)))
+    except HFValidationError:
+        raise BaseModelError(f"there is no {base} here, and no base on the Hub can be called so", fix=meant_path(base, "a Hub id is owner/name alone, without a revision or an address")) from None
     except GatedRepoError:
         raise BaseModelError("the base asks for its licence to be accepted first", where=where,
                              fix=f"accept it at https://huggingface.co/{base} and log in with `hf auth login`") from None

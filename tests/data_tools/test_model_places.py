@@ -14,13 +14,13 @@ from data_tools.errors import BadInput
 from data_tools.model_places import require_model
 from data_tools.near_names import nearest_path
 
-ANSWERS = {"someone/gone": (404, "RepoNotFound"), "someone/shut": (403, "GatedRepo"), "someone/bare": (404, "EntryNotFound"), "someone/busy": (503, "")}
+ANSWERS = {"someone/gone": (404, "RepoNotFound"), "someone/shut": (403, "GatedRepo"), "someone/bare": (404, "EntryNotFound"), "someone/busy": (503, ""), "someone/short": (404, "RevisionNotFound")}
 PROGRAM = """
 import sys
 from data_tools.errors import BadInput
 from data_tools.model_places import require_model
 try:
-    require_model(sys.argv[1], "give another")
+    require_model(sys.argv[1], "give another", revision=sys.argv[2] or None)
     print("passed")
 except BadInput as error:
     print(" ".join(str(error).splitlines()))
@@ -51,11 +51,11 @@ def hub():
     server.shutdown()
 
 
-def require(endpoint, tmp_path, name):
+def require(endpoint, tmp_path, name, revision=""):
     """In a process of its own: the library reads its endpoint when it is imported."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
     environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run([sys.executable, "-c", PROGRAM, name], env=environment, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
+    return subprocess.run([sys.executable, "-c", PROGRAM, name, revision], env=environment, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize(("name", "says"), [
@@ -79,6 +79,31 @@ def test_without_a_connection_a_model_that_is_not_in_the_cache_is_refused(tmp_pa
     (snapshot / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (snapshot / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
     assert require("http://127.0.0.1:9", tmp_path, "someone/model") == "passed"
+
+
+def test_without_a_connection_a_revision_in_the_cache_is_enough(tmp_path):
+    """A commit that was asked for by its name leaves no branch behind in the cache."""
+    commit = "1" * 40
+    snapshot = tmp_path / "home" / "hub" / "models--someone--model" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert require("http://127.0.0.1:9", tmp_path, "someone/model", commit) == "passed"
+    assert "the Hub cannot be asked" in require("http://127.0.0.1:9", tmp_path, "someone/model")
+
+
+def test_without_a_connection_a_cached_model_that_is_known_to_lack_the_file_passes(tmp_path):
+    """What loads it went on without that file when it came from the Hub, as it does with a preprocessor that is part of a processor."""
+    commit, cached = "1" * 40, tmp_path / "home" / "hub" / "models--someone--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / ".no_exist" / commit).mkdir(parents=True)
+    (cached / ".no_exist" / commit / "config.json").touch()
+    assert require("http://127.0.0.1:9", tmp_path, "someone/model") == "passed"
+
+
+def test_a_revision_that_the_model_does_not_have_is_named(hub, tmp_path):
+    assert "the model someone/short has no revision v2" in require(hub[0], tmp_path, "someone/short", "v2")
 
 
 def test_a_folder_is_taken_and_a_misspelt_one_is_named(tmp_path):

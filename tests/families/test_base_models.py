@@ -38,11 +38,18 @@ def test_the_embedded_base_has_its_own_licence():
     assert found.family.facts.name == "hunyuan_dit" and found.licence.identifier == "apache-2.0"
 
 
-@pytest.mark.parametrize("name", ["nothing-like-this", "./no/such/folder", "a b/c"])
+@pytest.mark.parametrize("name", ["nothing-like-this", "./no/such/folder", "a b/c", "x" * 5000, "~nobody-of-this-name/base"])
 def test_an_unknown_base_is_named(name):
     with pytest.raises(BaseModelError, match="there is no base called") as caught:
         locate_base(name)
     assert "mini" in caught.value.fix and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["someone/model@v2", "someone/model..", "someone/" + "m" * 300, "someone/\udcff"])
+def test_what_can_be_no_hub_id_is_refused_in_words(name):
+    with pytest.raises(BaseModelError, match="no base on the Hub can be called so") as caught:
+        locate_base(name)
+    assert "owner/name alone" in caught.value.fix and caught.value.exit_code == 2
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):

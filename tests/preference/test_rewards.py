@@ -10,7 +10,7 @@ from PIL import Image
 from data_tools.errors import BadInput, BrushworkError, DataError
 from finetune.preference.best_of import gain_over_one, rank_pictures
 from finetune.preference.pairs import Pair, preference_pairs
-from finetune.preference.rewards import fitting
+from finetune.preference.rewards import fitting, references
 from finetune.preference.rewards.features import PixelFeatures, build_features
 from finetune.preference.rewards.fitting import calibration_error, fit_head
 from finetune.preference.rewards.measures import PLAIN, Measure, gram, warmth
@@ -213,6 +213,25 @@ def test_a_reward_that_cannot_be_is_named_before_pictures_are_drawn(reference):
     with pytest.raises(BrushworkError) as caught:
         check_reward(reference)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("fields", ['"processor": "someone/other"', '"model": 5', '"model": "someone/model", "revision": 3'])
+@pytest.mark.parametrize("whole", ['{"v": 1, "kind": "clip_score", %s}', '{"v": 1, "kind": "sum", "parts": [{"kind": "clip_score", "weight": 1, %s}]}'], ids=["alone", "in a sum"])
+def test_a_clip_score_without_a_usable_name_of_its_model_is_refused_before_the_hub_is_asked(tmp_path, monkeypatch, fields, whole):
+    monkeypatch.setattr(references, "require_model", lambda *_, **__: pytest.fail("the Hub was asked"))
+    file = tmp_path / "reward.json"
+    file.write_text(whole % fields)
+    with pytest.raises(DataError, match="`model` of a clip_score"):
+        check_reward(file)
+
+
+def test_a_clip_score_is_looked_for_at_the_revision_that_it_names(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(references, "require_model", lambda name, fix, *, revision=None, **_: asked.append((name, revision)))
+    file = tmp_path / "reward.json"
+    file.write_text('{"v": 1, "kind": "clip_score", "model": "someone/model", "revision": "v2", "processor": "someone/other"}')
+    check_reward(file)
+    assert asked == [("someone/model", "v2"), ("someone/other", None)]
 
 
 @pytest.mark.parametrize("name", MEASURES)

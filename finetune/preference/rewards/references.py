@@ -83,10 +83,13 @@ def check_features(kind: str, *, base: str | None, model: str | None) -> None:
 def _check_models(description: Mapping[str, Any], where: str) -> None:
     """The models of CLIP scores, also within a sum; every other part lies beside the file and is read with it."""
     if description.get("kind") == "clip_score":
-        for model in (description.get("model"), description.get("processor")):
-            if isinstance(model, str):
-                require_model(model, f"{CLIP_FIX}, or measure:NAME, which needs no model",
-                              where=where, file="config.json" if model == description["model"] else "preprocessor_config.json")
+        model, revision, processor = (description.get(key) for key in ("model", "revision", "processor"))
+        if not isinstance(model, str) or not all(text is None or isinstance(text, str) for text in (revision, processor)):
+            raise DataError("the `model` of a clip_score is a folder or Hub id, and so is its `processor`, where it has one; a `revision` is text", where=where, fix=CLIP_FIX)
+        fix = f"{CLIP_FIX}, or measure:NAME, which needs no model"
+        require_model(model, fix, revision=revision, where=where)
+        if processor is not None:
+            require_model(processor, fix, where=where, file="preprocessor_config.json")
     parts = description.get("parts")
     for part in parts if description.get("kind") == "sum" and isinstance(parts, list) else ():
         if isinstance(part, dict):
