@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,8 +24,16 @@ def nearest_path(missing: Path | str) -> Path | None:
         names = [entry.name for entry, _ in zip(path.parent.iterdir(), range(MOST_NAMES)) if not entry.name.startswith(".")]
     except (OSError, ValueError):
         return None
-    found = None if path.name in names else nearest(path.name, names)
+    found = None if path.name in names else _nearest_file(path.name, names)
     return path.with_name(found) if found else None
+
+
+def _nearest_file(given: str, names: Iterable[str]) -> str | None:
+    """What two names share by being of one kind makes them no more alike: cat.safetensors is not meant where dog.safetensors lies."""
+    stem, ending = os.path.splitext(given)
+    same = {name[: len(name) - len(ending)]: name for name in names if ending and name.lower().endswith(ending.lower())}
+    found = nearest(stem, same)
+    return same[found] if found else nearest(given, sorted(set(names).difference(same.values())))
 
 
 def meant_path(missing: Path | str, otherwise: str) -> str:

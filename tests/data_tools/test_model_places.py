@@ -118,4 +118,15 @@ def test_the_near_name_is_one_of_the_same_folder(tmp_path):
     for name in ("Prompts.txt", "pictures", ".prompts.txt"):
         (tmp_path / name).write_text("")
     assert nearest_path(tmp_path / "prompt.txt") == tmp_path / "Prompts.txt"
+    assert nearest_path(tmp_path / "pictures.txt") == tmp_path / "pictures"
     assert nearest_path(tmp_path / "reward.json") is None and nearest_path(tmp_path / "none" / "prompt.txt") is None
+
+
+@pytest.mark.parametrize(("missing", "meant"), [
+    ("dog.safetensors", None), ("xyz.json", None), ("fur.safetensors", None),
+    ("cats.safetensors", "cat.safetensors"), ("cat.safetensor", "cat.safetensors"), ("CAT.SafeTensors", "cat.safetensors"), ("warmht.json", "warmth.json"),
+])
+def test_files_of_one_kind_are_not_alike_by_that(tmp_path, missing, meant):
+    for name in ("cat.safetensors", "warmth.json"):
+        (tmp_path / name).touch()
+    assert nearest_path(tmp_path / missing) == (tmp_path / meant if meant else None)
