@@ -78,11 +78,12 @@ class _Origin(NamedTuple):
         return self.overrides.get(key[:2]) or self.text.place(key)
 
 
-def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, of_run: bool = False) -> Recipe:
     """A checked recipe from a TOML file, or from a mapping of sections; `overrides` are texts like "training.steps=200".
 
     Relative folders of pictures become absolute: they count from the recipe file, in an override from the working directory.
-    Raises RecipeError with every mistake found.
+    of_run: a run wrote it, perhaps before this version refused some setting that nothing reads: such a setting of the file is then at its
+    default. Raises RecipeError with every mistake found.
     """
     problems: list[BrushworkError] = []
     if isinstance(source, Mapping):
@@ -92,7 +93,7 @@ def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     content = {name: dict(section) if isinstance(section, Mapping) else section for name, section in text.content.items()}
     _make_absolute(content, folder)
     written = _apply_overrides(content, overrides, problems)
-    recipe = _check(content, _Origin(text, written), problems)
+    recipe = _check(content, _Origin(text, written), problems, of_run)
     if recipe is None or problems:
         raise RecipeError(problems)
     return recipe
@@ -156,8 +157,8 @@ def _value(text: str, as_text: bool) -> Any:
     return value["value"]
 
 
-def _check(content: Mapping[str, Any], origin: _Origin, problems: list[BrushworkError]) -> Recipe | None:
-    """Collect every problem; the recipe when there was none."""
+def _check(content: Mapping[str, Any], origin: _Origin, problems: list[BrushworkError], of_run: bool) -> Recipe | None:
+    """Collect every problem; the recipe when there was none. of_run: as in `load_recipe`."""
     for name in content:
         if name not in SECTIONS:
             fix = sections_hint(str(name))
@@ -173,7 +174,11 @@ def _check(content: Mapping[str, Any], origin: _Origin, problems: list[Brushwork
         if not found:
             valid[name] = section.model_validate(given)
     for rule in broken_rules(valid):
-        problems.append(BrushworkError(f"`{rule.key}` {rule.what}", where=origin.of(tuple(rule.key.split("."))), fix=rule.fix))
+        part, key = rule.key.split(".")
+        if of_run and rule.is_idle and (part, key) not in origin.overrides:
+            valid[part] = valid[part].model_copy(update={key: SECTIONS[part].model_fields[key].default})
+            continue
+        problems.append(BrushworkError(f"`{rule.key}` {rule.what}", where=origin.of((part, key)), fix=rule.fix))
     return Recipe(**valid) if not problems else None
 
 

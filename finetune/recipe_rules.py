@@ -11,13 +11,15 @@ from finetune.recipe_settings import Section
 
 @dataclass(frozen=True)
 class Rule:
-    """`broken(*sections)` is true when the rule is violated; `sections` are its arguments by name."""
+    """`broken(*sections)` is true when the rule is violated; `sections` are its arguments by name. is_idle: the value is not wrong, nothing
+    reads it."""
 
     key: str
     sections: tuple[str, ...]
     broken: Callable[..., bool]
     what: str
     fix: str
+    is_idle: bool = False
 
 
 def _not_an_expression(pattern: str) -> bool:
@@ -33,10 +35,15 @@ def _unread(section: Section, key: str, is_read: bool) -> bool:
     return not is_read and getattr(section, key) != type(section).model_fields[key].default
 
 
+def _idle_rule(key: str, is_read: Callable[..., bool], what: str, fix: str) -> Rule:
+    """`is_read(section)` says whether anything looks at the setting; if not, it must be left out."""
+    section, _, name = key.partition(".")
+    return Rule(key, (section,), lambda settings: _unread(settings, name, is_read(settings)), what, f"{fix}, or leave {key} out", is_idle=True)
+
+
 def _density_rule(key: str, word: str, fix: str) -> Rule:
     """`objective.<key>` belongs to the densities whose name has `word` in it."""
-    return Rule(f"objective.{key}", ("objective",), lambda objective: _unread(objective, key, word in objective.timesteps),
-                "is not read by the density that `objective.timesteps` names", f"{fix}, or leave objective.{key} out")
+    return _idle_rule(f"objective.{key}", lambda objective: word in objective.timesteps, "is not read by the density that `objective.timesteps` names", fix)
 
 
 RULES = (
@@ -44,10 +51,10 @@ RULES = (
          'is "trigger", but there is no `data.trigger`', 'set data.trigger, or missing_caption = "empty"'),
     Rule("data.resolution", ("data",), lambda data: isinstance(data.resolution, tuple) and len(set(data.resolution)) < len(data.resolution),
          "names a size twice", "name each size once; repeats of a folder say how often its pictures are seen"),
-    Rule("data.keep_tokens", ("data",), lambda data: _unread(data, "keep_tokens", data.caption_shuffle),
-         "is not read while `data.caption_shuffle` is false: nothing changes places", "set data.caption_shuffle = true, or leave data.keep_tokens out"),
-    Rule("data.regularisation_count", ("data",), lambda data: _unread(data, "regularisation_count", data.regularisation_prompt is not None),
-         "is not read without `data.regularisation_prompt`: nothing is drawn", "set data.regularisation_prompt, or leave data.regularisation_count out"),
+    _idle_rule("data.keep_tokens", lambda data: data.caption_shuffle,
+               "is not read while `data.caption_shuffle` is false: nothing changes places", "set data.caption_shuffle = true"),
+    _idle_rule("data.regularisation_count", lambda data: data.regularisation_prompt is not None,
+               "is not read without `data.regularisation_prompt`: nothing is drawn", "set data.regularisation_prompt"),
     Rule("data.regularisation_prompt", ("data",), lambda data: data.regularisation_prompt is not None and data.regularisation_folder is not None,
          "and `data.regularisation_folder` exclude each other", "keep one of them: pictures that are there, or pictures that the base draws"),
     Rule("adapter.targets", ("adapter",), lambda adapter: _not_an_expression(adapter.targets),
@@ -67,16 +74,16 @@ RULES = (
     _density_rule("shift", "shifted", 'set objective.timesteps to "logit_normal_shifted" or "shifted" ("auto" takes the base\'s own shift)'),
     _density_rule("mean", "logit_normal", 'set objective.timesteps to "logit_normal" or "logit_normal_shifted"'),
     _density_rule("std", "logit_normal", 'set objective.timesteps to "logit_normal" or "logit_normal_shifted"'),
-    Rule("objective.gamma", ("objective",), lambda objective: _unread(objective, "gamma", objective.weighting == "min_snr"),
-         'is not read while `objective.weighting` is "none"', 'set objective.weighting = "min_snr", or leave objective.gamma out'),
+    _idle_rule("objective.gamma", lambda objective: objective.weighting == "min_snr",
+               'is not read while `objective.weighting` is "none"', 'set objective.weighting = "min_snr"'),
     Rule("training.warmup", ("training",), lambda training: training.warmup > training.steps,
          "is longer than the whole training", "lower it, or raise training.steps"),
     Rule("validation.folder", ("validation",), lambda validation: validation.folder is not None and validation.share > 0,
          "and `validation.share` exclude each other", "hold out a folder, or a share of data.folder"),
-    Rule("tracking.project", ("tracking",), lambda tracking: _unread(tracking, "project", bool(tracking.trackers)),
-         "is not read while no tracker is named", 'name one, such as tracking.trackers = ["tensorboard"], or leave tracking.project out'),
-    Rule("tracking.run_name", ("tracking",), lambda tracking: _unread(tracking, "run_name", bool(tracking.trackers)),
-         "is not read while no tracker is named", 'name one, such as tracking.trackers = ["tensorboard"], or leave tracking.run_name out'),
+    _idle_rule("tracking.project", lambda tracking: bool(tracking.trackers),
+               "is not read while no tracker is named", 'name one, such as tracking.trackers = ["tensorboard"]'),
+    _idle_rule("tracking.run_name", lambda tracking: bool(tracking.trackers),
+               "is not read while no tracker is named", 'name one, such as tracking.trackers = ["tensorboard"]'),
     Rule("samples.height", ("samples",), lambda samples: (samples.height is None) != (samples.width is None),
          "and `samples.width` go together", "set both, or neither"),
     Rule("samples.most_drift", ("samples",), lambda samples: samples.most_drift > 0 and not (samples.unrelated and samples.every),

@@ -43,7 +43,7 @@ def _recipe_of(adapters: Sequence[str]) -> Recipe | None:
         path = split_weight(text)[0].resolve()
         for folder in (path, *list(path.parents)[:4]):
             if (folder / "recipe.toml").is_file():
-                return load_recipe(folder / "recipe.toml")
+                return load_recipe(folder / "recipe.toml", of_run=True)
     return None
 
 

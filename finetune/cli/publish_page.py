@@ -67,7 +67,7 @@ def read_source(path: Path) -> Source:
     if not (verified.get("changed") and verified.get("placed") == verified.get("keys")):
         raise BadInput("the run's adapter was not proven to load", where=str(path), fix="resume the run: it ends with the proof")
     adapter = read_adapter(run.adapter_file, KEY_MAPS)
-    return Source(adapter, run, load_recipe(run.recipe), _tokens_beside(adapter, run.adapter))
+    return Source(adapter, run, load_recipe(run.recipe, of_run=True), _tokens_beside(adapter, run.adapter))
 
 
 def _tokens_beside(adapter: AdapterFile, path: Path) -> bytes | None:

@@ -49,7 +49,7 @@ def wanted_recipe(target: str, base: str | None, recipe: str | None, trigger: st
     if folder.is_dir():
         _check_folder(folder)
     if folder.is_dir() and (folder / "recipe.toml").is_file():
-        return Wanted(load_recipe(folder / "recipe.toml", overrides), run=folder)
+        return Wanted(load_recipe(folder / "recipe.toml", overrides, of_run=True), run=folder)
     if folder.is_dir() and os.listdir(folder) == ["lock"]:
         raise BadInput("a run was stopped here before it began, and nothing of it is kept", where=target, fix=f"start it again as it was started, with --out {target}")
     if not folder.is_dir():

@@ -28,7 +28,7 @@ def changed_settings(before: Recipe, now: Recipe) -> list[str]:
 def check_continuation(run: RunFolder, recipe: Recipe, data_hash: str | None, accepted: Collection[str]) -> None:
     """Raises RunFolderError naming every setting or data change that `accepted` does not allow ("data" for pictures).
     data_hash: None compares the settings alone, before the pictures are known."""
-    changes = [line for line in changed_settings(load_recipe(run.recipe), recipe) if line.split(":")[0] not in accepted]
+    changes = [line for line in changed_settings(load_recipe(run.recipe, of_run=True), recipe) if line.split(":")[0] not in accepted]
     if data_hash is not None and run.data_summary.exists() and "data" not in accepted:
         before = json.loads(run.data_summary.read_text(encoding="utf-8"))["data_hash"]
         changes += [] if before == data_hash else ["data: pictures, captions or sizes are not what they were"]

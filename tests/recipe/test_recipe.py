@@ -177,6 +177,21 @@ def test_a_setting_that_others_keep_from_being_read_is_refused_instead_of_ignore
     assert key in problem.where and fix in problem.fix
 
 
+def test_what_a_run_wrote_down_may_hold_a_setting_that_nothing_reads(tmp_path):
+    """Earlier versions let it pass; the run is to be resumed, compared and published all the same. What is asked for now is refused as ever."""
+    file = tmp_path / "recipe.toml"
+    file.write_text('[base]\nmodel = "mini"\n[data]\nkeep_tokens = 3\n[tracking]\nrun_name = "first"\n[objective]\ngamma = 2.0\n')
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(file)
+    assert len(refusal.value.problems) == 3
+    assert load_recipe(file, of_run=True) == load_recipe(MINI)
+    with pytest.raises(RecipeError, match="keep_tokens=2"):
+        load_recipe(file, ["data.keep_tokens=2"], of_run=True)
+    file.write_text('[base]\nmodel = "mini"\n[training]\nsteps = 1\nwarmup = 2\n')
+    with pytest.raises(RecipeError, match="warmup"):
+        load_recipe(file, of_run=True)
+
+
 def test_settings_of_what_is_turned_on_are_let_through():
     read = load_recipe(MINI, ["data.caption_shuffle=true", "data.keep_tokens=2", "data.regularisation_prompt=a dog", "data.regularisation_count=20",
                               'tracking.trackers=["tensorboard"]', "tracking.project=styles", "tracking.run_name=first"])
