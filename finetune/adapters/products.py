@@ -66,7 +66,7 @@ class _Frozen(torch.autograd.Function):
 
 
 def _frozen_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type) or not _by_onednn(x, self.weight) or self.weight.requires_grad:
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not _by_onednn(x, self.weight) or self.weight.requires_grad:
         return F.linear(x, self.weight, self.bias)
     return _Frozen.apply(x, self.weight, self.bias)
 

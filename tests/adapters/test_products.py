@@ -149,3 +149,9 @@ def test_intels_processors_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> Non
         return products.onednn_is_faster.__wrapped__()
 
     assert [faster("AVX512", False), faster("AVX512", True), faster("AVX2", False)] == [True, False, False]
+
+
+def test_a_model_that_went_to_a_device_without_autocast_still_computes_shapes(asked: list[tuple[int, ...]]) -> None:
+    model = model_with_lora()
+    products.take_faster_products(model)
+    assert model.to("meta")(numbers(ROWS, IN).to("meta")).shape == (ROWS, OUT) and asked == []
