@@ -13,7 +13,7 @@ from data_tools.layouts.other_tools import is_concepts, read_concepts, read_kohy
 from data_tools.layouts.picture_folder import read_picture_folder, require_folder
 from data_tools.layouts.tar_shards import read_tar_shards
 from data_tools.layouts.tencent import is_index, load_json, read_arrow, read_index
-from data_tools.near_names import meant_path, nearest_path
+from data_tools.near_names import nearest_path
 from data_tools.progress import Progress
 from data_tools.records import Reading, shown_name
 
@@ -28,9 +28,13 @@ def read_layout(path: Path, *, layout: str = "auto", image_root: Path | None = N
         raise DataError(f"unknown layout {layout!r}", fix=f"one of {', '.join(LAYOUTS)}")
     if not path.exists():
         # here/photo beside here/photos is a folder that was misspelt, and the Hub need not be asked for it.
-        if layout == "datasets" or (layout == "auto" and HUB_NAME.match(str(path)) and nearest_path(path) is None):
+        near, can_be_on_hub = nearest_path(path), layout == "auto" and HUB_NAME.match(str(path))
+        if layout == "datasets" or (can_be_on_hub and near is None):
             return read_dataset(str(path), progress)
-        raise DataError("there is no such folder or file", where=shown_name(path), fix=meant_path(path, "give a folder of pictures, a file that names or holds them, or a Hub dataset as owner/name"))
+        fix = "give a folder of pictures, a file that names or holds them, or a Hub dataset as owner/name"
+        if near is not None:
+            fix = f"did you mean {near}?{' A dataset of this name on the Hub is read with --layout datasets.' if can_be_on_hub else ''}"
+        raise DataError("there is no such folder or file", where=shown_name(path), fix=fix)
     found = layout if layout != "auto" else _detect(path)
     if found == "folder":
         require_folder(path)

@@ -49,7 +49,8 @@ def caption(
     if (by is not None) + bool(rules) + undo != 1:
         raise BadInput("say one of: who writes captions (--by), how to edit them (--prepend, --append, --replace, --drop, --shuffle, --keep-first), or --undo", fix='for example `brushwork data caption FOLDER --by file-name`')
     _refuse_idle(("--price", price, by == "endpoint", "--by endpoint"), ("--url", url, by == "endpoint", "--by endpoint"), ("--model", model, by not in (None, "file-name"), "a --by that has a model"),
-                 ("--regex", regex, replace, "--replace"), ("--keep-tokens", keep_tokens, shuffle, "--shuffle"), ("--dry-run", dry_run, not undo, "--by or an edit"))
+                 ("--trigger", trigger, by, "--by"), ("--question", question, by, "--by"), ("--thinking", thinking, by, "--by"), ("--regex", regex, replace, "--replace"),
+                 ("--keep-tokens", keep_tokens, shuffle, "--shuffle"), ("--dry-run", dry_run, not undo, "--by or an edit"))
     if undo:
         _undo(source, json)
         return
