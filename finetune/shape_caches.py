@@ -9,6 +9,7 @@ the libraries' own bounds, 36 with these, in the same time; 300 convolutions of 
 from __future__ import annotations
 
 import os
+import re
 
 # Environment variables of ideep (torch's layer above oneDNN) and of oneDNN, which they read at their first use. A step of one
 # size needs some twenty kinds of product; the upper layer's entries hold on to those of the lower one.
@@ -16,6 +17,8 @@ BOUNDS = {"LRU_CACHE_CAPACITY": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 
 
 def bound_shape_caches() -> None:
-    """To be called before the first product of the process. What the user has set stays."""
+    """To be called before the first product of the process. What the user has set stays, if it is a number from 1 up: torch ends
+    without a word on others (2.13)."""
     for name, bound in BOUNDS.items():
-        os.environ.setdefault(name, bound)
+        if not re.fullmatch(r"[1-9]\d*", os.environ.get(name, "")):
+            os.environ[name] = bound

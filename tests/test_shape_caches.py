@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from finetune.shape_caches import BOUNDS
+from finetune.shape_caches import BOUNDS, bound_shape_caches
 
 # Convolutions of as many sizes as there are, after the imports of whoever loads a base. Prints what they grew the process by.
 MANY_SIZES = """
@@ -41,3 +41,12 @@ def test_a_process_that_meets_many_sizes_stays_as_large_as_it_was() -> None:
     bounded, kept = grown_mib(), grown_mib(**dict.fromkeys(BOUNDS, "1024"))
     assert bounded < kept / 2
     assert kept > 60, "the libraries bound their caches themselves now: this is no longer needed"
+
+
+def test_a_bound_of_the_users_stays_and_one_that_crashes_torch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = BOUNDS
+    for given, taken in {"64": "64", "0": BOUNDS[first], "": BOUNDS[first], "many": BOUNDS[first]}.items():
+        monkeypatch.setenv(first, given)
+        monkeypatch.delenv(second, raising=False)
+        bound_shape_caches()
+        assert (os.environ[first], os.environ[second]) == (taken, BOUNDS[second])
