@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from data_tools.progress import Progress
 from finetune.adapters.adapter_file import write_adapter
 from finetune.adapters.publish import PublishedFile, PublishError, check_files, publish
 from finetune.errors import BadInput
 from tests.adapters.conftest import TOKEN
 from tests.adapters.hub_stand_in import Fault
 from tests.adapters.test_arithmetic import adapter
+from tests.listening import Listening
 
 CARD = b"---\nlicense: apache-2.0\ntags:\n- lora\npipeline_tag: text-to-image\n---\n\n# style\n"
 
@@ -21,14 +21,6 @@ CARD = b"---\nlicense: apache-2.0\ntags:\n- lora\npipeline_tag: text-to-image\n-
 def files(tmp_path):
     weights = write_adapter(tmp_path / "w.safetensors", adapter()).read_bytes()
     return [PublishedFile("README.md", CARD), PublishedFile("pytorch_lora_weights.safetensors", weights), PublishedFile("images/0.png", b"\x89PNG" + b"\0" * 100)]
-
-
-class Heard(Progress):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 def send(files, private=True, progress=None, pauses=None):
@@ -102,7 +94,7 @@ def test_passing_trouble_is_waited_out(hub, files, fault, monkeypatch):
 
 def test_the_hubs_own_wish_to_wait_is_heard(hub, files):
     hub.faults.append(Fault("commit/main", 429, 1, {"Retry-After": "7"}))
-    pauses, heard = [], Heard()
+    pauses, heard = [], Listening()
     send(files, progress=heard, pauses=pauses)
     assert 7.0 in pauses and any("429" in text for text in heard.said)
 
@@ -120,7 +112,7 @@ def test_after_a_lost_connection_the_next_run_sends_only_the_rest(hub, files):
 
 
 def test_the_token_goes_to_the_hub_only(hub, files):
-    heard = Heard()
+    heard = Listening()
     send(files, progress=heard)
     assert all("authorization" not in {key.lower() for key in headers} for _, _, headers, _ in hub.requests("PUT"))
     assert all(TOKEN not in path and TOKEN.encode() not in body for _, path, _, body in hub.log)

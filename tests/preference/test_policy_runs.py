@@ -18,8 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from data_tools.errors import BadInput
-from data_tools.progress import Progress
-from finetune.adapters import arithmetic
+from finetune.adapters import arithmetic, products
 from finetune.adapters.adapter_file import read_adapter, write_adapter
 from finetune.adapters.exporting import export
 from finetune.adapters.lora import inject_lora
@@ -45,6 +44,7 @@ from finetune.preference.rewards.preference_head import train_reward
 from finetune.preference.rewards.reward_files import load_reward
 from finetune.sampling import PictureRequest
 from finetune.training.precision import PrecisionChoice
+from tests.listening import Listening
 from tests.preference.conftest import SIZE
 from tests.preference.pictures import rate_all_pairs
 from tests.tiny_models.all import TINY
@@ -72,14 +72,6 @@ def settings_for(bases, rated, name, method, **changes):
     given = {"method": method, "data": str(rated[name].root), "base": str(bases[name]), "reward": "measure:warmth", "steps": 4, "check_every": 2, "learning_rate": 2e-3, "warmup": 1, "rank": 4,
              "sampler_steps": 4, "window": 2, "batch_size": 4, "micro_batch": 6, "prompts_per_round": 2, "group": 3, "check_seeds": 2, "held_out": 0.4, "max_kl": 1e6, "max_drift": 1e6, "beta": 50.0, "kl_weight": 0.01}
     return build_settings(given | changes)
-
-
-class Listening(Progress):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +309,28 @@ def test_generate_draws_with_the_adapter_of_a_preference_run(bases, finished, tm
     assert ended.value.code == 0, out + err
     [picture] = [one for one in json.loads(out)["pictures"] if Path(one["path"]).is_file()][:1]
     assert isinstance(picture["score"], float)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_frozen_layers_of_a_policy_take_the_faster_products(bases, rated, tmp_path, monkeypatch):
+    """As on a processor that has them, with layers of a real size."""
+    frozen, taken, inject, suits = set(), set(), run_module._inject, products._by_onednn
+
+    def injected(*arguments):
+        model = inject(*arguments)
+        frozen.update(layer.weight.data_ptr() for name, layer in model.transformer.named_modules() if ".ff." in name and isinstance(layer, torch.nn.Linear))
+        return model
+
+    def noted(x, weight):
+        is_taken = suits(x, weight)
+        taken.update({weight.data_ptr()} if is_taken else ())
+        return is_taken
+
+    for name, value in {"onednn_is_faster": lambda: True, "LEAST_ROWS": 1, "LEAST_NUMBERS": 1, "_by_onednn": noted}.items():
+        monkeypatch.setattr(products, name, value)
+    monkeypatch.setattr(run_module, "_inject", injected)
+    train_preference(settings_for(bases, rated, "hunyuan_dit", "draft", steps=1, check_every=1), tmp_path / "run")
+    assert frozen and frozen <= taken
 
 
 def test_a_run_says_what_it_does(finished):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_tools.progress import Progress
 from finetune.errors import TrainingError
 from finetune import generation
 from finetune.families.base_models import locate_base
@@ -15,14 +14,7 @@ from finetune.generation import encode_texts
 from finetune.sampling import PictureRequest
 from finetune.training.encode import encode_prompts
 from finetune.training.encoding_cache import EncodingCache
-
-
-class Told(Progress):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
+from tests.listening import Listening
 
 
 def base_with(tiny_base, overflowing):
@@ -42,7 +34,7 @@ def base_with(tiny_base, overflowing):
 
 def test_what_overflows_in_fp16_is_encoded_in_float32(tiny_base, tmp_path):
     base, loaded = base_with(tiny_base, {torch.float16})
-    cache, told = EncodingCache(tmp_path), Told()
+    cache, told = EncodingCache(tmp_path), Listening()
     keys = encode_prompts(base, ["a cat", "a loud cat"], cache, torch.device("cpu"), torch.float16, told)
     assert all(cache.get(key)["states"].isfinite().all() for key in keys.values()) and loaded == [torch.float16, torch.float32]
     assert any("overflow in fp16" in line for line in told.said)
@@ -52,7 +44,7 @@ def test_what_overflows_in_fp16_is_encoded_in_float32(tiny_base, tmp_path):
 def test_what_is_never_finite_is_named_and_not_kept(tiny_base, tmp_path, dtype):
     base, _ = base_with(tiny_base, {torch.float16, torch.float32})
     with pytest.raises(TrainingError, match="'a loud cat'"):
-        encode_prompts(base, ["a loud cat"], EncodingCache(tmp_path), torch.device("cpu"), dtype, Told())
+        encode_prompts(base, ["a loud cat"], EncodingCache(tmp_path), torch.device("cpu"), dtype, Listening())
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -60,6 +52,6 @@ def test_prompts_to_draw_are_encoded_in_float32_too_where_fp16_overflows(tiny_ba
     base, loaded = base_with(tiny_base, {torch.float16})
     request, cpu = PictureRequest("a loud cat", 1, 32, 32), torch.device("cpu")
     of_texts = encode_texts(base, ["a loud cat"], torch.float16, cpu)
-    _, of_requests = generation._encode(base, {}, [{}], [request], None, torch.float16, cpu, Told())
+    _, of_requests = generation._encode(base, {}, [{}], [request], None, torch.float16, cpu, Listening())
     assert loaded == [torch.float16, torch.float32] * 2
     assert all(encoded["a loud cat"].tensors["states"].isfinite().all() for [encoded] in (of_texts, of_requests))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from finetune.adapters import products
 from finetune.errors import DataError, TrainingError, VerifyError
 from finetune.families.hunyuan_dit import HunyuanDiT
 from finetune.training import looks, loop, placement, proof
@@ -55,6 +56,28 @@ def test_the_heap_keeps_freed_memory_for_steps_and_gives_it_back_in_the_proof(ti
     monkeypatch.setattr(proof, "probe", lambda *arguments: told.append("probe") or probe(*arguments))
     train(small_recipe(tiny_base, pictures, training__steps=2), tmp_path / "run", cache_folder=encodings_folder)
     assert told[:5] == ["kept", "probe", "kept", "short", "probe"] and set(told[5:]) == {"probe"}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_frozen_layers_beside_the_adapted_ones_take_the_faster_products_and_the_loss_stays(unbroken, tiny_base, pictures, encodings_folder, tmp_path, monkeypatch):
+    """As on a processor that has them, with layers of a real size."""
+    frozen, taken, suits = set(), set(), products._by_onednn
+
+    def noted(x, weight):
+        is_taken = suits(x, weight)
+        taken.update({weight.data_ptr()} if is_taken else ())
+        return is_taken
+
+    def watched(job, *rest):
+        frozen.update(layer.weight.data_ptr() for name, layer in job.transformer.named_modules() if ".ff." in name and isinstance(layer, torch.nn.Linear))
+        return loop.training_loop(job, *rest)
+
+    for name, value in {"onednn_is_faster": lambda: True, "LEAST_ROWS": 1, "LEAST_NUMBERS": 1, "_by_onednn": noted}.items():
+        monkeypatch.setattr(products, name, value)
+    monkeypatch.setattr("finetune.training.run.training_loop", watched)
+    train(small_recipe(tiny_base, pictures), tmp_path / "run", cache_folder=encodings_folder)
+    assert frozen and frozen <= taken
+    assert [row["loss"] for row in log_of(tmp_path / "run")] == pytest.approx([row["loss"] for row in log_of(unbroken[0])], rel=1e-3)
 
 
 def test_the_recipe_in_the_run_folder_makes_the_same_adapter_again(unbroken, encodings_folder, tmp_path):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_tools.progress import Progress
 from finetune.adapters.adapter_file import read_adapter
 from finetune.adapters.lora import lora_parameters
 from finetune.errors import BadInput, DataError, RunFolderError
 from finetune.training import looks, rate_finder
 from finetune.training.held_out_loss import held_out_loss
 from finetune.training.run import train
+from tests.listening import Listening
 from tests.tiny_models import hunyuan_dit
 from tests.training.small_job import Crash, CrashingProgress, small_recipe, write_pictures
 
@@ -27,14 +27,6 @@ FEATURES = {
     "LoRA+ and noise statistics": {"training__lora_plus_ratio": 8.0, "training__gradient_noise": True, "training__accumulation": 2},
     "found learning rate": {"training__learning_rate": "find", "training__optimizer": "adamw8bit"},
 }
-
-
-class Listening(Progress):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

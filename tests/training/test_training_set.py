@@ -13,6 +13,7 @@ from finetune.families.picture_limits import NO_LIMITS
 from finetune.families.protocol import PictureLimits
 from finetune.training.preparation import _say_what_was_found
 from finetune.training.training_set import build_training_set
+from tests.listening import Listening
 from tests.training.small_job import small_recipe, write_pictures
 
 
@@ -146,18 +147,12 @@ def test_the_data_are_the_same_wherever_they_lie(tmp_path):
     ({"data__regularisation_weight": 0.5}, "regularisation_weight"), ({"data__regularisation_weight": 0.5, "data__regularisation_folder": "reg"}, None),
 ])
 def test_a_weight_for_what_is_not_there_is_said_to_change_nothing(tmp_path, changes, said):
-    class Listening(Progress):
-        heard = ""
-
-        def say(self, text):
-            self.heard += text
-
     progress = Listening()
     if "data__regularisation_folder" in changes:
         changes = changes | {"data__regularisation_folder": str(write_pictures(tmp_path / "reg", 1))}
     recipe = small_recipe("base", write_pictures(tmp_path / "main", 1), **changes)
     _say_what_was_found(build_training_set(recipe, HunyuanDiT.facts, progress), recipe, progress)
-    heard = [word for word in ("unmasked_weight", "regularisation_weight") if f"{word} changes nothing: " in progress.heard]
+    heard = [word for word in ("unmasked_weight", "regularisation_weight") if f"{word} changes nothing: " in "".join(progress.said)]
     assert heard == ([said] if said else [])
 
 

@@ -18,7 +18,6 @@ from finetune.preference.rewards.references import check_features
 from finetune.randomness import generator
 
 
-
 class Features(Protocol):
     """Frozen features."""
 
